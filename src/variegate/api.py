@@ -1,0 +1,152 @@
+"""The Python interface to a whole run: what the command line calls, and what a notebook calls.
+
+`run` checks the recipe, the data and the model together, then opens the run folder and works through the stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .errors import Problem, RunFolderError, UserError
+from .pipeline import Context, run_stages
+from .progress import EventLog, QuietReporter
+from .recipe import Recipe, difference, dump_recipe, load_recipe, parse_yaml
+from .store import RunFolder
+
+PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run is and what it found; `results` is results.json, None when the run stopped before evaluate."""
+
+    folder: Path
+    verdict: str
+    results: dict[str, Any] | None
+    summaries: dict[str, dict[str, Any]]
+
+
+def default_out(data: str) -> Path:
+    """runs/NAME, named after the data.
+
+    >>> default_out("builtin:meadow").as_posix(), default_out("photos/birds/").as_posix(), default_out("a.csv").as_posix()
+    ('runs/meadow', 'runs/birds', 'runs/a')
+    """
+    name = data.split(":", 1)[1] if data.startswith(("builtin:", "hf:")) else data
+    path = Path(name)
+    stem = path.stem if path.suffix in {".csv", ".jsonl", ".parquet"} else path.name
+    return Path("runs") / (stem.replace("..", "") or Path(name).resolve().name or "data")
+
+
+def run(
+    data: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] | Recipe = "variegate",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    workers: int = 1,
+    last: str = "report",
+    reporter_class: type[QuietReporter] = QuietReporter,
+) -> RunResult:
+    """Run a recipe over a data set and return what it found; the same call again resumes.
+
+    `overrides` are KEY=VALUE strings as for --set; `last` names the stage to stop after. Raises UserError (with every
+    problem found) before anything slow, TaskFailed when a piece of the work fails.
+    """
+    settled = settle(data, recipe, overrides)
+    check(settled)
+    root = Path(out) if out is not None else default_out(settled.dataset.path)
+    with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.create(root))
+        _same_recipe(folder, settled)
+        events = EventLog(root / "events.jsonl")
+        stack.callback(events.close)
+        reporter = reporter_class(events)
+        reporter.event("run", workers=workers, last=last)
+        summaries = run_stages(Context(settled, folder, reporter, workers), last)
+        results = _results(root) if "evaluate" in summaries else None
+    verdict = results["verdict"] if results else list(summaries.values())[-1]["line"]
+    return RunResult(root, verdict, results, summaries)
+
+
+def settle(data: str | os.PathLike[str] | None, recipe: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe with DATA and overrides put in; raises RecipeError with every problem."""
+    path = None if data is None else os.fspath(data)
+    if isinstance(recipe, Recipe):
+        values = recipe.model_dump()
+        if path is not None:
+            values["dataset"]["path"] = path
+        return Recipe.model_validate(values)
+    return load_recipe(os.fspath(recipe), overrides, path)
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Validate data and model together without writing anything; raises UserError holding the problems of both."""
+    from .backends.base import check_model
+    from .stages.dataset.stage import check as check_data
+
+    problems: list[Problem] = []
+    raised: list[UserError] = []
+    facts: dict[str, Any] = {}
+    checks = {"data": lambda: check_data(recipe)}
+    if recipe.generate.method != "none":
+        checks["model"] = lambda: check_model(recipe)
+    for name, step in checks.items():
+        try:
+            facts[name] = step()
+        except UserError as exc:
+            raised.append(exc)
+            problems.extend(exc.problems)
+    if len(raised) == 1:
+        raise raised[0]
+    if raised:
+        raise UserError(problems)
+    return facts
+
+
+def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    """Write the resolved recipe into a new folder; refuse a different one in an old folder."""
+    path = folder.root / "recipe.yaml"
+    if path.exists():
+        old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        changed = difference(old, recipe.model_dump(mode="json"))
+        if changed:
+            remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
+            raise RunFolderError([Problem(str(folder.root), f"was made by another recipe: {line}", remedy) for line in changed])
+        return
+    folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
+    folder.write("recipe.yaml", dump_recipe(recipe))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, as written to env.json: no names of users, hosts or folders."""
+    from . import __version__
+
+    return {
+        "variegate": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _results(root: Path) -> dict[str, Any]:
+    return json.loads((root / "results.json").read_text(encoding="utf-8"))

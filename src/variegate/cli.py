@@ -1,0 +1,229 @@
+"""The command line: parse, call, print. Exit 0 done, 1 a task failed, 2 the command, recipe or data is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import TaskFailed, UserError, VariegateError
+
+EXAMPLES = """\b
+Examples:
+  variegate run                              the whole job on drawn butterflies
+  variegate run photos/ --recipe real-mix    on a folder of class folders
+  variegate plan photos/                     what that would cost; touches nothing
+"""
+
+app = typer.Typer(
+    name="variegate",
+    help="Turn a small folder of labelled images into a better image classifier, and say honestly whether it helped.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+Data = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATA]", help="Folder of class folders, .csv/.jsonl/.parquet, hf:org/name, builtin:meadow or builtin:digits."),
+]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe or a YAML file.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run folder [default: runs/NAME].")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change any recipe key; may be repeated.")]
+Workers = Annotated[int, typer.Option("--workers", "-w", min=1, max=512, help="Processes that draw.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on standard output.")]
+
+
+def run_cli(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        app(arguments, standalone_mode=False)
+    except UserError as exc:
+        return _complain(f"error: {exc}", 2)
+    except TaskFailed as exc:
+        return _complain(f"error: {exc}", 1)
+    except VariegateError as exc:
+        return _complain(f"error: {exc}", 1)
+    except KeyboardInterrupt:
+        return _complain("stopped; nothing finished is lost. Run the same command again to go on.", 130)
+    except BrokenPipeError:
+        return 0
+    except Exception as exc:
+        return _click_status(exc)
+    return 0
+
+
+def _click_status(exc: Exception) -> int:
+    """Usage errors of the parser become exit 2; anything else is a bug and keeps its traceback."""
+    if hasattr(exc, "show") and hasattr(exc, "exit_code"):
+        exc.show()
+        return int(exc.exit_code)
+    if type(exc).__name__ == "Abort":
+        return _complain("stopped; nothing finished is lost. Run the same command again to go on.", 130)
+    if type(exc).__name__ == "Exit":
+        return int(exc.exit_code)  # type: ignore[attr-defined]
+    raise exc
+
+
+def _complain(text: str, status: int) -> int:
+    print(text, file=sys.stderr)
+    return status
+
+
+def _run(data: str | None, recipe: str, out: Path | None, overrides: list[str] | None, workers: int, as_json: bool, last: str) -> None:
+    from .api import run
+    from .progress import TerminalReporter
+
+    result = run(data, recipe, out, overrides=overrides or (), workers=workers, last=last, reporter_class=TerminalReporter)
+    if as_json:
+        answer = {"folder": str(result.folder), "verdict": result.verdict, "results": result.results, "stages": result.summaries}
+        print(json.dumps(answer, ensure_ascii=False, indent=1))
+        return
+    if last == "report":
+        print(f"report: {result.folder / 'report.html'}")
+    elif last == "curate":
+        print(f"images: {result.folder / 'synthetic' / 'train'}")
+    print(result.verdict)
+
+
+@app.command()
+def run(
+    data: Data = None,
+    recipe: RecipeOption = "variegate",
+    out: Out = None,
+    overrides: Set = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job: draw images, train with and without them, and say whether they helped. Run again to resume."""
+    _run(data, recipe, out, overrides, workers, as_json, "report")
+
+
+@app.command()
+def generate(
+    data: Data = None,
+    recipe: RecipeOption = "variegate",
+    out: Out = None,
+    overrides: Set = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Draw and curate the images, train nothing."""
+    _run(data, recipe, out, overrides, workers, as_json, "curate")
+
+
+@app.command()
+def train(
+    data: Data = None,
+    recipe: RecipeOption = "variegate",
+    out: Out = None,
+    overrides: Set = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Draw, curate and train; no comparison and no report yet."""
+    _run(data, recipe, out, overrides, workers, as_json, "train")
+
+
+@app.command()
+def plan(
+    data: Data = None,
+    recipe: RecipeOption = "variegate",
+    overrides: Set = None,
+    measure: Annotated[bool, typer.Option(help="Time a small chunk to estimate seconds.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what run would make and cost: images, steps, time, disk, memory. Touches nothing."""
+    from .api import check, settle
+    from .stages.generate.stage import estimate
+
+    settled = settle(data, recipe, overrides or ())
+    facts = check(settled)
+    answer = estimate(settled, facts["data"], measure=measure)
+    print(json.dumps(answer, ensure_ascii=False, indent=1) if as_json else _plan_text(answer))
+
+
+def _plan_text(answer: dict[str, Any]) -> str:
+    return "\n".join(f"{key.replace('_', ' '):<24}{_shown(value)}" for key, value in answer.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value)
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write report.html and report.md of a run again."""
+    from .stages.report.stage import write_report
+    from .store import RunFolder
+
+    with RunFolder.read(folder) as opened:
+        print(write_report(opened, None))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do, and the remedy for each gap."""
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, ensure_ascii=False, indent=1))
+        return
+    for finding in findings:
+        remedy = f" — {finding['remedy']}" if finding["remedy"] else ""
+        print(f"{finding['state']:<8}{finding['what']:<18}{finding['found']}{remedy}")
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: Json = False) -> None:
+    """List the shipped recipes, one line each."""
+    from .recipe import RECIPES, recipe_names
+
+    lines = {name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in recipe_names()}
+    print(json.dumps(lines, indent=1) if as_json else "\n".join(f"{name:<16}{text}" for name, text in lines.items()))
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe as it is written."""
+    from .recipe import find_recipe
+
+    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command("cp")
+def recipes_cp(name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Copy a recipe to a file of your own; never overwrites."""
+    from .errors import Problem, RecipeError
+    from .recipe import find_recipe
+
+    text = find_recipe(name).read_bytes()
+    try:
+        with file.open("xb") as target:
+            target.write(text)
+    except FileExistsError as exc:
+        raise RecipeError(Problem(str(file), "exists already", "choose another name")) from exc
+    except OSError as exc:
+        raise RecipeError(Problem(str(file), f"cannot be written: {exc.strerror}")) from exc
+    print(f"{file}; change it, then: variegate run DATA --recipe {file}")
+
+
+@recipes_app.command("validate")
+def recipes_validate(file: Annotated[str, typer.Argument(metavar="FILE")], overrides: Set = None) -> None:
+    """Check a recipe and name every problem."""
+    from .recipe import load_recipe
+
+    load_recipe(file, overrides or ())
+    print(f"{file}: valid")

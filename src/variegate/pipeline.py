@@ -1,0 +1,66 @@
+"""The stages in order, what each depends on, and running them: skip what is done, redo what changed.
+
+A stage is a module with NAME, `inputs(recipe)` (what its result depends on besides the stage before it) and
+`run(context)`, which returns a summary dict whose `line` is the one counted line people read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from . import __version__
+from .progress import Reporter
+from .recipe import Recipe
+from .records import content_id
+from .store import RunFolder
+
+STAGES = ("dataset", "prompts", "generate", "curate", "train", "evaluate", "report")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stage is given."""
+
+    recipe: Recipe
+    folder: RunFolder
+    reporter: Reporter
+    workers: int = 1
+
+
+class Stage(Protocol):
+    NAME: str
+
+    def inputs(self, recipe: Recipe) -> dict[str, Any]: ...
+
+    def run(self, context: Context) -> dict[str, Any]: ...
+
+
+def load_stage(name: str) -> Stage:
+    return importlib.import_module(f"variegate.stages.{name}.stage")  # type: ignore[return-value]
+
+
+def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, Any]]:
+    """Run every stage up to `last`; stages whose key is unchanged are taken as they are. Returns their summaries."""
+    summaries: dict[str, dict[str, Any]] = {}
+    upstream = ""
+    for name in STAGES[: STAGES.index(last) + 1]:
+        stage = load_stage(name)
+        upstream = content_id(__version__, name, upstream, json.loads(json.dumps(stage.inputs(context.recipe), default=str)))
+        done = context.folder.stage(name)
+        if done and done[0] == upstream:
+            summaries[name] = done[1]
+            context.reporter.line(f"{name}: already done — {done[1]['line']}")
+            continue
+        start = time.monotonic()
+        context.reporter.event("stage-start", stage=name)
+        summary = stage.run(context)
+        seconds = time.monotonic() - start
+        context.folder.finish_stage(name, upstream, seconds, summary)
+        context.reporter.event("stage-done", stage=name, seconds=round(seconds, 3))
+        context.reporter.line(f"{name}: {summary['line']}")
+        summaries[name] = summary
+    return summaries

@@ -1,0 +1,110 @@
+"""What flows between stages: frozen records, their ids, and the seeds derived from ids.
+
+No disk, no model, no torch. Labels, strengths and prompts are fields here, never parts of a file name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Split = Literal["train", "val", "test"]
+SoftLabel = tuple[tuple[int, float], ...]  # ((label, weight), ...): weights >= 0, sum <= 1
+
+ID_CHARS = 24  # 96 bits of blake2b: no collision to expect below 10^12 images
+
+
+def content_id(*parts: Any) -> str:
+    """Hash JSON-able parts into a hexadecimal id, equal across processes and machines.
+
+    >>> content_id("a", 1) == content_id("a", 1), len(content_id())
+    (True, 24)
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=ID_CHARS // 2).hexdigest()
+
+
+def seed_from(*parts: Any) -> int:
+    """Derive a 63-bit seed from an id and a purpose, so that order and workers cannot change it.
+
+    >>> seed_from("3fa9", "noise") == seed_from("3fa9", "noise")
+    True
+    """
+    return int(content_id(*parts)[:16], 16) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One class: `label` indexes the sorted class list; `slug` is the only form that becomes a path part."""
+
+    label: int
+    name: str
+    slug: str
+    description: str = ""  # what a prompt may say instead of the name
+
+
+@dataclass(frozen=True, slots=True)
+class RealImage:
+    """One image of the user's; `path` is absolute, or relative to the run folder for built-in data."""
+
+    id: str
+    path: str
+    label: int
+    split: Split
+    group: str | None = None
+    caption: str | None = None
+    mask: str | None = None
+    width: int = 0
+    height: int = 0
+    sha256: str = ""  # of the file's bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One image to make; everything that fixes its pixels. `id` hashes the rest and seeds the noise."""
+
+    row: int
+    id: str
+    chunk: int
+    source: str | None  # RealImage.id, None = drawn from text alone
+    target: int  # label drawn
+    prompt: str
+    negative: str
+    strength: float  # (0, 1]; 1 = text-to-image
+    steps: int  # executed denoising steps
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticImage:
+    """One drawn image with its provenance and what curate decided; `path` is relative to the run folder."""
+
+    id: str
+    path: str
+    source: str | None
+    source_label: int | None
+    target: int
+    prompt: str
+    strength: float
+    action: Literal["keep", "drop"] = "keep"
+    weight: float = 1.0
+    reason: str = ""
+
+
+def soft_label(source: int | None, target: int, strength: float, *, gamma: float, kappa: float = 1.0) -> SoftLabel:
+    """Diff-Mix's label (arXiv 2403.19600): the target's share grows as strength**gamma.
+
+    y = kappa * ((1 - s^gamma) e_source + s^gamma e_target); the released code used kappa = 0.9 silently, here it is 1.
+
+    >>> soft_label(0, 1, 1.0, gamma=0.5)
+    ((1, 1.0),)
+    >>> soft_label(0, 1, 0.25, gamma=0.5)
+    ((0, 0.5), (1, 0.5))
+    """
+    if source is None or source == target:
+        return ((target, kappa),)
+    share = strength**gamma
+    pairs = ((source, kappa * (1.0 - share)), (target, kappa * share))
+    return tuple((label, weight) for label, weight in pairs if weight > 0.0)
