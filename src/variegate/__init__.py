@@ -16,7 +16,7 @@ _HOMES = {
     "run": "variegate.api",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = sorted(["__version__", *_HOMES])
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .errors import Problem, RunFolderError
 from .records import ClassInfo, PlanRow, RealImage, SyntheticImage
@@ -108,6 +109,9 @@ class RunFolder:
                 raise
         folder = cls(root, db, lock)
         folder._check_schema()
+        if folder.meta("open"):
+            _sweep_temporary(root)
+        folder.set_meta("open", "1")
         (root / "logs").mkdir(exist_ok=True)
         return folder
 
@@ -116,7 +120,7 @@ class RunFolder:
         """Open a finished or running run for reading; raises RunFolderError where there is none."""
         if not (root / "run.db").is_file():
             raise RunFolderError(Problem(str(root), "is no run folder (it has no run.db)", "name a folder made by variegate run"))
-        db = sqlite3.connect(f"file:{(root / 'run.db').resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
+        db = sqlite3.connect(f"file:{quote((root / 'run.db').resolve().as_posix())}?mode=ro", uri=True)
         folder = cls(root, db, None)
         folder._check_schema()
         return folder
@@ -128,6 +132,9 @@ class RunFolder:
             raise RunFolderError(Problem(str(self.root), text, "use a new --out folder"))
 
     def close(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the mark stays, the next opening sweeps
+                self.db.execute("DELETE FROM meta WHERE key = 'open'")
         self.db.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -303,6 +310,13 @@ def _refuse_foreign(root: Path) -> None:
         if others:
             text = f"is not empty and no run folder (it has {others[0]!r})"
             raise RunFolderError(Problem(str(root), text, "choose a new or empty --out folder"))
+
+
+def _sweep_temporary(root: Path) -> None:
+    """Remove what a killed writer left: only names that write_atomic makes, only inside the run folder."""
+    for path in root.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _lock(root: Path) -> int:

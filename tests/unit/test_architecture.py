@@ -1,0 +1,64 @@
+"""Who may import whom, what is public, and that importing variegate stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import variegate
+
+SOURCE = Path(variegate.__file__).parent
+MODULES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names inside variegate that a module imports, anywhere in it."""
+    package = ("variegate", *path.relative_to(SOURCE).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("variegate")}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            if module.startswith("variegate"):
+                names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_imports_follow_the_arrows(path: Path) -> None:
+    here = path.relative_to(SOURCE).parts
+    names = imported(path)
+    if here[0] == "stages" and len(here) > 2:
+        others = {name for name in names if name.startswith("variegate.stages.") and name.split(".")[2] != here[1]}
+        assert not others, f"a stage imports another stage: {others}"
+    if here[0] not in {"cli.py", "__main__.py"}:
+        assert not {name for name in names if name.startswith("variegate.cli")}
+    if here[0] in {"errors.py", "records.py"}:
+        assert names <= {"variegate.errors", "variegate.records"}
+    if here[0] == "executors":
+        assert all(name.startswith(("variegate.executors", "variegate.errors", "variegate.records")) for name in names), names
+    if here[0] == "backends":
+        assert not {name for name in names if name.startswith(("variegate.stages", "variegate.pipeline", "variegate.store"))}
+
+
+def test_report_and_recipes_need_no_torch() -> None:
+    code = (
+        "import sys, variegate.stages.report.stage, variegate.recipe, variegate.cli, variegate.api\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_sorted_and_reachable() -> None:
+    assert variegate.__all__ == sorted(variegate.__all__)
+    for name in variegate.__all__:
+        assert getattr(variegate, name) is not None
+    with pytest.raises(AttributeError):
+        _ = variegate.nonsense
