@@ -43,6 +43,11 @@ def load_stage(name: str) -> Stage:
     return importlib.import_module(f"variegate.stages.{name}.stage")  # type: ignore[return-value]
 
 
+def _intact(stage: Stage, context: Context) -> bool:
+    """Whether what a finished stage made is still there, for the stages that can tell."""
+    return not hasattr(stage, "intact") or stage.intact(context)
+
+
 def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, Any]]:
     """Run every stage up to `last`; stages whose key is unchanged are taken as they are. Returns their summaries."""
     summaries: dict[str, dict[str, Any]] = {}
@@ -51,7 +56,7 @@ def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, An
         stage = load_stage(name)
         upstream = content_id(__version__, name, upstream, json.loads(json.dumps(stage.inputs(context.recipe), default=str)))
         done = context.folder.stage(name)
-        if done and done[0] == upstream:
+        if done and done[0] == upstream and _intact(stage, context):
             summaries[name] = done[1]
             context.reporter.line(f"{name}: already done — {done[1]['line']}")
             continue

@@ -6,6 +6,7 @@ L1 on pixels and on their differences keeps edges sharp; half-size latents must 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from starter.data import Pictures
-from starter.training import Budget, learning_rate, load_checkpoint, restore_optimizer, save_checkpoint, set_learning_rate
+from starter.training import (
+    Budget,
+    learning_rate,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    set_learning_rate,
+)
 
 LATENT_CHANNELS = 4
 CHANNELS = (32, 64, 96)
@@ -24,6 +32,8 @@ HALF_SIZE_FRACTION = 0.25  # of the steps also decode half-size latents
 DIFFERENCE_WEIGHT = 0.5
 KL_WEIGHT = 1e-6
 NUM_HELD_OUT = 512
+MIRROR_UP_TO = 50_000  # a larger data set is seen too few times for mirrors to matter
+MAX_ENCODED = 60_000  # two hours on two cores see each of these about four times
 SAVE_EVERY_S = 120
 
 
@@ -40,7 +50,9 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def train_autoencoder(pictures: Pictures, work: Path, *, minutes: float, device: str, seed: int, init: Path | None) -> AutoencoderKL:
+def train_autoencoder(
+    pictures: Pictures, work: Path, *, minutes: float, device: str, seed: int, init: Path | None
+) -> AutoencoderKL:
     """Train until the budget is spent; continues from `work/autoencoder.safetensors` when there is one."""
     torch.manual_seed(seed)
     model = AutoencoderKL.from_pretrained(init, subfolder="vae") if init else build_autoencoder()
@@ -63,7 +75,8 @@ def train_autoencoder(pictures: Pictures, work: Path, *, minutes: float, device:
         loss = _step(model, optimizer, batch, also_half_size=rng.random() < HALF_SIZE_FRACTION)
         step += 1
         if step % 100 == 0:
-            print(f"autoencoder: step {step}, {budget.spent_s / 60:.1f} min, loss {loss:.4f}, PSNR {psnr(model, pictures, device):.2f} dB", flush=True)
+            quality = f"loss {loss:.4f}, PSNR {psnr(model, pictures, device):.2f} dB"
+            print(f"autoencoder: step {step}, {budget.spent_s / 60:.1f} min, {quality}", flush=True)
         if budget.spent_s - saved_s > SAVE_EVERY_S:
             saved_s = budget.spent_s
             save_checkpoint(checkpoint, {"model": model.state_dict()}, optimizer, {"step": step, "spent_s": saved_s})
@@ -73,7 +86,9 @@ def train_autoencoder(pictures: Pictures, work: Path, *, minutes: float, device:
     return model.eval()
 
 
-def _step(model: AutoencoderKL, optimizer: torch.optim.Optimizer, batch: torch.Tensor, *, also_half_size: bool) -> float:
+def _step(
+    model: AutoencoderKL, optimizer: torch.optim.Optimizer, batch: torch.Tensor, *, also_half_size: bool
+) -> float:
     with torch.autocast(batch.device.type, torch.bfloat16):
         posterior = model.encode(batch).latent_dist
         latents = posterior.sample()
@@ -82,11 +97,15 @@ def _step(model: AutoencoderKL, optimizer: torch.optim.Optimizer, batch: torch.T
             small = F.avg_pool2d(latents, 2)
             loss = loss + 0.25 * picture_loss(model.decode(small).sample, F.avg_pool2d(batch, 2))
     loss = loss + KL_WEIGHT * posterior.kl().mean()
+    _descend(optimizer, loss, model.parameters())
+    return loss.item()
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
-    return loss.item()
 
 
 def picture_loss(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -106,18 +125,63 @@ def psnr(model: AutoencoderKL, pictures: Pictures, device: str, num_images: int 
     return float((-10 * error.log10()).mean())
 
 
+def polish_decoder(
+    model: AutoencoderKL,
+    pictures: Pictures,
+    latents: torch.Tensor,
+    work: Path,
+    *,
+    minutes: float,
+    device: str,
+    seed: int,
+) -> AutoencoderKL:
+    """Train the decoder alone on cached latents (`latents` [n, 4, h, w], not scaled): the U-Net's work stays valid.
+
+    Continues from `work/decoder.safetensors`.
+    """
+    model = model.float().to(device).train().requires_grad_(False)
+    trained = [
+        *model.decoder.requires_grad_(True).parameters(),
+        *model.post_quant_conv.requires_grad_(True).parameters(),
+    ]
+    optimizer = torch.optim.AdamW(trained, PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    checkpoint, step, spent_s = work / "decoder.safetensors", 0, 0.0
+    if checkpoint.exists():
+        parts, facts = load_checkpoint(checkpoint)
+        model.load_state_dict(parts["model"])
+        restore_optimizer(optimizer, parts["optimizer"])
+        step, spent_s = facts["step"], facts["spent_s"]
+    budget, saved_s = Budget(minutes, spent_s), spent_s
+    while budget.fraction < 1:
+        chosen = np.random.default_rng([seed, 6, step]).integers(len(latents), size=BATCH)
+        set_learning_rate(optimizer, learning_rate(PEAK_RATE, step, budget.fraction))
+        with torch.autocast(device, torch.bfloat16):
+            drawn = model.decode(latents[torch.from_numpy(chosen)].to(device).float()).sample
+        loss = picture_loss(drawn, as_tensor(pictures.images[chosen], device))
+        _descend(optimizer, loss, trained)
+        step += 1
+        if step % 200 == 0:
+            quality = f"loss {loss.item():.4f}, PSNR {psnr(model, pictures, device):.2f} dB"
+            print(f"decoder: step {step}, {budget.spent_s / 60:.1f} min, {quality}", flush=True)
+        if budget.spent_s - saved_s > SAVE_EVERY_S or budget.fraction == 1:
+            saved_s = budget.spent_s
+            save_checkpoint(checkpoint, {"model": model.state_dict()}, optimizer, {"step": step, "spent_s": saved_s})
+    print(f"decoder: done, step {step}, PSNR {psnr(model, pictures, device):.2f} dB", flush=True)
+    return model.eval()
+
+
 @torch.no_grad()
 def encode_all(model: AutoencoderKL, images: np.ndarray, device: str, batch_size: int = 128) -> torch.Tensor:
-    """Posterior means of the pictures and of their mirror images; float16 [2 * N, 4, h, w], mirrors second."""
+    """Posterior means; float16 [N, 4, h, w], or [2 * N, 4, h, w] with the mirror images of a small data set second."""
     latents = []
-    for mirror in (False, True):
+    for mirror in (False, True) if len(images) <= MIRROR_UP_TO else (False,):
         for start in range(0, len(images), batch_size):
             batch = as_tensor(images[start : start + batch_size], device)
             batch = batch.flip(-1) if mirror else batch
             with torch.autocast(device, torch.bfloat16):
                 latents.append(model.encode(batch).latent_dist.mode().to("cpu", torch.float16))
             if len(latents) % 100 == 0:
-                print(f"encode: {len(latents) * batch_size} of {2 * len(images)}", flush=True)
+                print(f"encode: {len(latents) * batch_size} of {len(images)} pictures", flush=True)
     return torch.cat(latents)
 
 

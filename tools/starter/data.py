@@ -25,7 +25,7 @@ MAX_SOURCE_PX = 40_000_000  # a larger photo is refused rather than decoded
 
 @dataclass(frozen=True)
 class Item:
-    """The words of one picture: `name` is what it shows, `phrases` are its marks, `place` where it is ("" = unknown)."""
+    """The words of one picture: what it shows, its marks, and where it is ("" = unknown)."""
 
     name: str
     phrases: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def _draw_shard(job: tuple[Path, int, int, int, list[int]]) -> None:
 def _write_shard(path: Path, images: list[np.ndarray], items: list[Item]) -> None:
     temporary = path.with_suffix(".partial")
     text = json.dumps([asdict(item) for item in items]).encode()
-    with open(temporary, "wb") as file:
+    with temporary.open("wb") as file:
         np.savez(file, images=np.stack(images), items=np.frombuffer(text, np.uint8))
     temporary.replace(path)
 
@@ -106,7 +106,9 @@ def _write_shard(path: Path, images: list[np.ndarray], items: list[Item]) -> Non
 def _parquet_rows(sources: list[Path]) -> Iterator[tuple[bytes, str]]:
     import pyarrow.parquet as pq
 
-    files = [file for source in sources for file in (sorted(source.rglob("*.parquet")) if source.is_dir() else [source])]
+    files = [
+        file for source in sources for file in (sorted(source.rglob("*.parquet")) if source.is_dir() else [source])
+    ]
     if not files:
         raise FileNotFoundError(f"no .parquet file in {', '.join(map(str, sources))}")
     for file in files:
@@ -126,5 +128,7 @@ def _square(encoded: bytes, size_px: int) -> np.ndarray:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return np.asarray(
-            image.convert("RGB").resize((size_px, size_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+            image.convert("RGB").resize(
+                (size_px, size_px), Image.Resampling.LANCZOS, (left, top, left + side, top + side)
+            )
         )

@@ -1,4 +1,4 @@
-"""What both trainings share: a wall-clock budget that the learning rate follows, and checkpoints that survive a kill."""
+"""What both trainings share: a wall-clock budget that the learning rate follows, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class Budget:
 def learning_rate(peak: float, step: int, fraction: float, *, hold: float = 0.0) -> float:
     """Linear warm-up, `peak` until `hold` of the budget is spent, then a cosine down to 1 % at its end."""
     after_hold = max(0.0, (fraction - hold) / max(1 - hold, 1e-6))
-    return peak * min(1.0, (step + 1) / WARM_UP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, after_hold))))
+    return (
+        peak
+        * min(1.0, (step + 1) / WARM_UP_STEPS)
+        * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, after_hold))))
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -57,9 +61,15 @@ class Average:
         torch._foreach_lerp_(values, live, 1 - keep)
 
 
-def save_checkpoint(path: Path, parts: dict[str, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer, facts: dict) -> None:
+def save_checkpoint(
+    path: Path, parts: dict[str, dict[str, torch.Tensor]], optimizer: torch.optim.Optimizer, facts: dict
+) -> None:
     """Write named tensors and the optimiser's moments to one safetensors file, atomically."""
-    tensors = {f"{part}/{name}": value.detach().cpu().contiguous() for part, values in parts.items() for name, value in values.items()}
+    tensors = {
+        f"{part}/{name}": value.detach().cpu().contiguous()
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value.detach().cpu().contiguous() for name, value in state.items()}
     temporary = path.with_suffix(".partial")

@@ -190,7 +190,7 @@ def _outline(lobe: np.ndarray, shape: str) -> Lobe:
 
 
 def _butterfly_layer(species: Species, pose: Pose, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Premultiplied colour [size, size, 3] and coverage [size, size] of the butterfly, box-filtered from a finer grid."""
+    """Premultiplied colour [size, size, 3] and coverage [size, size] of the butterfly, box-filtered."""
     fine = max(2, -(-_SUPERSAMPLED_PX // size_px))
     lobes = genus_lobes(species.genus)
     x, y = _unit_grid(size_px * fine)
@@ -219,7 +219,7 @@ def _butterfly_layer(species: Species, pose: Pose, size_px: int) -> tuple[np.nda
 
 
 def _wing_coordinates(x: np.ndarray, y: np.ndarray, pose: Pose, lobes: tuple[Lobe, Lobe]):
-    """Picture coordinates in [0, 1] to the butterfly's own: lateral, along the body, and the picture-size of one unit."""
+    """Picture coordinates in [0, 1] to lateral, along the body, and the picture-size of one unit of length."""
     half_width = max(float((lobe.radius * np.cos(_ANGLES)).max()) for lobe in lobes)
     top = float((lobes[0].radius * np.sin(_ANGLES)).max())
     bottom = float((lobes[1].radius * -np.sin(_ANGLES)).max())
@@ -233,7 +233,9 @@ def _wing_coordinates(x: np.ndarray, y: np.ndarray, pose: Pose, lobes: tuple[Lob
     return lateral, along, unit
 
 
-def _wing_paint(species: Species, lobe: Lobe, is_fore: bool, polar: tuple[np.ndarray, ...], unit_px: float) -> np.ndarray:
+def _wing_paint(
+    species: Species, lobe: Lobe, is_fore: bool, polar: tuple[np.ndarray, ...], unit_px: float
+) -> np.ndarray:
     """Colours [pixel, 3] of one wing, from the ground colour outwards to the marks on top."""
     radius, angle, side, along, reach = polar
     rho = radius / np.maximum(reach, 1e-3)
@@ -259,7 +261,9 @@ def _wing_paint(species: Species, lobe: Lobe, is_fore: bool, polar: tuple[np.nda
     return colour
 
 
-def _paint_spots(colour: np.ndarray, species: Species, lobe: Lobe, side: np.ndarray, along: np.ndarray, unit_px: float) -> None:
+def _paint_spots(
+    colour: np.ndarray, species: Species, lobe: Lobe, side: np.ndarray, along: np.ndarray, unit_px: float
+) -> None:
     radius = _SPOT_RADIUS[species.spot_kind]
     if species.spot_kind == "eyespots" and species.spot_count > 2:
         radius *= 0.8  # more would touch each other
@@ -279,7 +283,12 @@ def _body_cover(side: np.ndarray, along: np.ndarray, unit_px: float) -> np.ndarr
     thorax = (1 - np.hypot(side / 0.082, (along - 0.06) / 0.17)) * 0.082
     head = 0.072 - np.hypot(side, along - 0.25)
     bend = np.clip(along - 0.27, 0, None)
-    antenna = 0.017 - np.abs(side - 0.03 - 0.75 * bend**1.25) - 10 * np.clip(along - 0.66, 0, None) - 10 * np.clip(0.27 - along, 0, None)
+    antenna = (
+        0.017
+        - np.abs(side - 0.03 - 0.75 * bend**1.25)
+        - 10 * np.clip(along - 0.66, 0, None)
+        - 10 * np.clip(0.27 - along, 0, None)
+    )
     club = 0.036 - np.hypot(side - 0.03 - 0.75 * 0.39**1.25, along - 0.66)
     inside = np.maximum.reduce([abdomen, thorax, head, antenna, club])
     return np.clip(inside * unit_px + 0.5, 0, 1).astype(np.float32)
@@ -320,7 +329,9 @@ def _petals(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
 
 
 def _sky(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    clouds = np.clip(1.7 * (0.7 * _noise(rng, x, 1.6 * y, cells=3) + 0.3 * _noise(rng, x, 1.6 * y, cells=7)) - 0.45, 0, 1)
+    clouds = np.clip(
+        1.7 * (0.7 * _noise(rng, x, 1.6 * y, cells=3) + 0.3 * _noise(rng, x, 1.6 * y, cells=7)) - 0.45, 0, 1
+    )
     return _mix((0.33, 0.58, 0.90), (0.97, 0.98, 1.0), np.clip(clouds + 0.18 * y, 0, 1))
 
 
@@ -333,7 +344,11 @@ def _leaves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
         ribs = 0.5 + 0.5 * np.cos((a - 0.7 * np.abs(b)) * 52)
         midrib = np.clip(1 - np.abs(b) / 0.014, 0, 1)
         low, high = np.array((0.06, 0.25, 0.12)), np.array((0.26, 0.46, 0.16))
-        colour = _mix(low + (high - low) * tone * 0.6, low + (high - low) * (0.5 + 0.5 * tone), np.clip(0.55 * ribs + 0.9 * midrib, 0, 1))
+        colour = _mix(
+            low + (high - low) * tone * 0.6,
+            low + (high - low) * (0.5 + 0.5 * tone),
+            np.clip(0.55 * ribs + 0.9 * midrib, 0, 1),
+        )
         picture += np.clip(inside * 60, 0, 1)[..., None] * (colour - picture)
     return picture
 

@@ -50,10 +50,43 @@ _SAME_COLOUR_FRACTION = 0.35  # fore and hind wings of one ground colour
 _MARGIN_FRACTION, _BAND_FRACTION, _SPOTS_FRACTION, _TIP_FRACTION, _VEINS_FRACTION = 0.55, 0.4, 0.6, 0.25, 0.4
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
-_GENUS_STARTS = ("Al", "Bri", "Cal", "Cor", "Del", "Eph", "Flo", "Gal", "Hel", "Iri", "Lor", "Mel", "Nym", "Ori", "Pal", "Sel")
+_GENUS_STARTS = (
+    "Al",
+    "Bri",
+    "Cal",
+    "Cor",
+    "Del",
+    "Eph",
+    "Flo",
+    "Gal",
+    "Hel",
+    "Iri",
+    "Lor",
+    "Mel",
+    "Nym",
+    "Ori",
+    "Pal",
+    "Sel",
+)
 _GENUS_MIDDLES = ("a", "an", "ar", "e", "el", "er", "i", "il", "o", "ol", "or", "yr")
 _GENUS_ENDS = ("dia", "lia", "mis", "nia", "pis", "ria", "this", "tura", "via", "xia")
-_EPITHET_STARTS = ("alb", "aur", "bell", "clar", "dulc", "fulv", "grac", "lun", "mont", "niv", "pall", "rub", "silv", "vesp", "vir")
+_EPITHET_STARTS = (
+    "alb",
+    "aur",
+    "bell",
+    "clar",
+    "dulc",
+    "fulv",
+    "grac",
+    "lun",
+    "mont",
+    "niv",
+    "pall",
+    "rub",
+    "silv",
+    "vesp",
+    "vir",
+)
 _EPITHET_ENDS = ("aria", "ata", "ella", "ensis", "escens", "icola", "ifera", "ina", "osa", "ula")
 
 
@@ -158,7 +191,10 @@ def describe(species: Species) -> str:
 
 def mark_phrases(species: Species) -> tuple[str, ...]:
     """One phrase per mark: the words that captions are made of."""
-    phrases = [f"{species.fore_shape} {species.fore_colour} forewings", f"{species.hind_shape} {species.hind_colour} hindwings"]
+    phrases = [
+        f"{species.fore_shape} {species.fore_colour} forewings",
+        f"{species.hind_shape} {species.hind_colour} hindwings",
+    ]
     if species.margin_colour != NO_MARK:
         phrases.append(f"{species.margin_width} {species.margin_colour} margins")
     if species.band_colour != NO_MARK:
@@ -232,7 +268,13 @@ def _with_changed_mark(species: Species, rng: np.random.Generator) -> Species:
 
 def _with_spots(species: Species, rng: np.random.Generator) -> Species:
     count, colour = int(rng.integers(1, MAX_SPOTS + 1)), _pick(rng, _COLOUR_NAMES)
-    return replace(species, spot_count=count, spot_colour=colour, spot_kind=_pick(rng, SPOT_KINDS), spot_place=_pick(rng, SPOT_PLACES))
+    return replace(
+        species,
+        spot_count=count,
+        spot_colour=colour,
+        spot_kind=_pick(rng, SPOT_KINDS),
+        spot_place=_pick(rng, SPOT_PLACES),
+    )
 
 
 def _pick(rng: np.random.Generator, choices) -> str:
@@ -288,7 +330,9 @@ def _check(arguments: dict) -> None:
         "draw": (_is_int(a["draw"]) and a["draw"] >= 0, "an integer of at least 0"),
         "split": (a["split"] in SPLITS, f"one of {', '.join(SPLITS)}"),
     }
-    problems = [f"{name} is {a[name]!r}, should be {wanted}" for name, (is_fine, wanted) in rules.items() if not is_fine]
+    problems = [
+        f"{name} is {a[name]!r}, should be {wanted}" for name, (is_fine, wanted) in rules.items() if not is_fine
+    ]
     if problems:
         raise ValueError("make_meadow: " + "; ".join(problems))
 

@@ -1,0 +1,214 @@
+"""What draws, as plain data: the resolved backend, the facts of a model, and what strength means for it.
+
+Multi-step image-to-image runs floor(steps * strength) of its steps and refuses none. With one step the image is drawn from
+the noise level that strength names (strength 1 = the last timestep); a distilled model may know a few levels only.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..errors import ModelError, Problem
+from ..recipe import BackendSection, Recipe
+from ..records import content_id
+from .devices import Machine, chunk_size, device_free_memory, image_bytes, resolve_device, resolve_dtype, this_machine
+from .folder import ModelFacts, find_model, model_fingerprint, read_model
+
+ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """Everything a worker needs to draw; no `auto` is left in it. Picklable, and JSON-able through `to_json`."""
+
+    model: str  # as the recipe names it
+    path: str  # the folder that holds it
+    fingerprint: str
+    revision: str | None
+    dtype: Literal["fp32", "bf16", "fp16"]
+    device: str
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    size_px: int
+    batch: int
+    threads: int
+    memory_format: Literal["channels-last", "contiguous"]
+    compile: bool
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step evaluates the U-Net twice an image (classifier-free guidance)."""
+        return self.guidance_scale > 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve_backend(section: BackendSection, machine: Machine | None = None) -> BackendSpec:
+    """Find and check the model and settle every `auto`; raises ModelError with all problems and their remedies."""
+    folder = find_model(section.model, section.revision)
+    facts = read_model(folder)  # raises ModelError for a model that cannot be loaded
+    machine = machine or this_machine()
+    device = resolve_device(section.device)
+    dtype = resolve_dtype(section.dtype, device, machine)
+    size_px = section.size_px or facts.size_px
+    problems = [*_size_problems(size_px, facts), *_one_step_problems(section, facts)]
+    if problems:
+        raise ModelError(problems)
+    spec = BackendSpec(
+        model=section.model,
+        path=str(folder),
+        fingerprint=model_fingerprint(folder),
+        revision=section.revision,
+        dtype=dtype,
+        device=device,
+        scheduler=section.scheduler,
+        steps=section.steps,
+        guidance_scale=section.guidance_scale,
+        size_px=size_px,
+        batch=section.batch or 1,
+        threads=section.threads or machine.cores,
+        memory_format=_memory_format(section.memory_format, device),
+        compile=section.compile,
+    )
+    return spec if section.batch else replace(spec, batch=default_batch(spec, facts, machine))
+
+
+def check_model(recipe: Recipe) -> ModelFacts:
+    """Check the recipe's model, size, steps and strengths together, without torch; raises ModelError with all problems."""
+    section, generate = recipe.backend, recipe.generate
+    facts = read_model(find_model(section.model, section.revision))
+    problems = [*_size_problems(section.size_px or facts.size_px, facts), *_one_step_problems(section, facts)]
+    if generate.method.endswith(("-aug", "-mix")):
+        if generate.strength_policy == "uniform":
+            low, high = sorted(generate.strength)
+            if not quantised_strengths(low, high, section.steps, facts.levels):
+                text = f"no strength between {low:g} and {high:g} can be drawn in {section.steps} steps"
+                problems.append(Problem("generate.strength", text, "widen the range or use more steps"))
+        else:
+            problems += strength_problems(generate.strength, section.steps, facts.levels)
+    if problems:
+        raise ModelError(problems)
+    return facts
+
+
+def default_batch(spec: BackendSpec, facts: ModelFacts, machine: Machine) -> int:
+    """Images a chunk from the device's free memory, the latent's size and the U-Net's width."""
+    latent_px = spec.size_px // facts.downscale
+    per_image = image_bytes(latent_px=latent_px, width=facts.width, dtype=spec.dtype, guided=spec.guided)
+    free = device_free_memory(spec.device, machine)
+    return chunk_size(device=spec.device, latent_px=latent_px, per_image=per_image, weights=facts.weight_bytes, free=free)
+
+
+def _memory_format(requested: str, device: str) -> Literal["channels-last", "contiguous"]:
+    """On the CPU group norms make channels-last slower (measured); on GPUs convolutions prefer it."""
+    if requested == "auto":
+        return "channels-last" if device.startswith("cuda") else "contiguous"
+    return requested  # type: ignore[return-value]
+
+
+def _size_problems(size_px: int, facts: ModelFacts) -> list[Problem]:
+    multiple = facts.downscale * facts.unet_multiple
+    if size_px % multiple == 0:
+        return []
+    low = max(size_px // multiple, 1) * multiple
+    text = f"{size_px} px cannot be drawn: this model draws multiples of {multiple} px"
+    return [Problem("backend.size_px", text, f"use {low} or {low + multiple}")]
+
+
+def _one_step_problems(section: BackendSection, facts: ModelFacts) -> list[Problem]:
+    if facts.levels is None:
+        return []
+    problems = []
+    if section.guidance_scale > 1.0:
+        text = f"{section.model} is distilled and was trained without guidance, got guidance_scale {section.guidance_scale:g}"
+        problems.append(Problem("backend.guidance_scale", text, "set backend.guidance_scale=0"))
+    if section.steps > len(facts.levels):
+        text = f"{section.model} is distilled for {_plural(len(facts.levels), 'step')} at most, got {section.steps}"
+        problems.append(Problem("backend.steps", text, f"set backend.steps={len(facts.levels)} or less"))
+    return problems
+
+
+# ------------------------------------------------------------------------------------------ strength
+
+
+def executed_steps(steps: int, strength: float) -> int:
+    """Denoising steps image-to-image runs at a strength; 1 for one-step drawing, 0 means it cannot be drawn.
+
+    >>> [executed_steps(25, s) for s in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)], executed_steps(25, 0.02), executed_steps(1, 0.3)
+    ([7, 12, 17, 20, 22, 25], 0, 1)
+    """
+    if steps == 1:
+        return 1
+    return min(math.floor(steps * strength + ROUNDING), steps)
+
+
+def one_step_timestep(strength: float, num_train_timesteps: int = 1000) -> int:
+    """The timestep whose noise level a strength names when one step is drawn.
+
+    >>> one_step_timestep(1.0), one_step_timestep(0.5), one_step_timestep(0.0001)
+    (999, 499, 0)
+    """
+    return max(round(strength * num_train_timesteps) - 1, 0)
+
+
+def strength_problems(strengths: Sequence[float], steps: int, levels: Sequence[float] | None) -> list[Problem]:
+    """Why some strengths cannot be drawn, with the numbers and the remedy; empty when all can.
+
+    >>> print(strength_problems([0.02], 25, None)[0])
+    generate.strength: 0.02 with 25 steps leaves 0 denoising steps — use strength >= 0.04 or backend.steps >= 50
+    """
+    where, problems = "generate.strength", []
+    for strength in dict.fromkeys(strengths):
+        if steps == 1 and levels is not None:
+            if not any(abs(strength - level) < ROUNDING for level in levels):
+                known = ", ".join(f"{level:g}" for level in levels)
+                text = f"{strength:g} is no noise level this one-step model was trained for"
+                remedy = "use generate.method real-gen (drawn from text)" if tuple(levels) == (1.0,) else "choose one of them"
+                problems.append(Problem(where, f"{text}; it has {known}", remedy))
+        elif executed_steps(steps, strength) < 1:
+            needed = math.ceil(1 / strength - ROUNDING)
+            text = f"{strength:g} with {steps} steps leaves 0 denoising steps"
+            problems.append(Problem(where, text, f"use strength >= {math.ceil(1000 / steps) / 1000:g} or backend.steps >= {needed}"))
+    return problems
+
+
+def quantised_strengths(low: float, high: float, steps: int, levels: Sequence[float] | None) -> list[float]:
+    """The strengths between two ends that differ in what is executed, for `strength_policy: uniform`; may be empty.
+
+    >>> quantised_strengths(0.3, 0.5, 10, None)
+    [0.3, 0.4, 0.5]
+    """
+    if steps == 1:
+        grid = list(levels) if levels is not None else [k / 100 for k in range(1, 101)]
+    else:
+        grid = [k / steps for k in range(1, steps + 1)]
+    return [value for value in grid if low - ROUNDING <= value <= high + ROUNDING]
+
+
+class Evaluations(NamedTuple):
+    """U-Net evaluations one image costs."""
+
+    steps: int
+    total: int  # twice as many with guidance
+
+
+def evaluations(spec: BackendSpec, steps: int) -> Evaluations:
+    per_step = 2 if spec.guided else 1
+    extra = 1 if spec.scheduler == "pndm" and steps > 1 else 0  # its first multi-step evaluates one timestep twice
+    return Evaluations(steps, (steps + extra) * per_step)
+
+
+def spec_id(spec: BackendSpec) -> str:
+    """What of a backend fixes an image's pixels, hashed; threads, batch and device fix only the last bits."""
+    return content_id(spec.fingerprint, spec.dtype, spec.scheduler, spec.guidance_scale, spec.size_px, spec.steps)
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -1,0 +1,134 @@
+"""What this machine offers and what `auto` therefore means: device, dtype, threads, memory format, images a chunk.
+
+torch is imported inside the functions that ask it about accelerators; the rest is arithmetic on plain numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import ModelError, Problem
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+CPU_BATCH = 32  # pictures of 16 x 16 latents: 16 to 128 draw equally fast, small chunks lose less when stopped
+CPU_POSITIONS = CPU_BATCH * 16 * 16  # latent positions a chunk on CPU; more only costs memory
+GPU_MEMORY_FRACTION = 0.6  # of what is free once the weights are in; the rest is fragmentation and decoding
+MAX_BATCH = 256
+ACTIVATION_COPIES = 24  # full-resolution feature maps of the first width alive at the peak, measured on U-Nets of 11 M
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What `auto` is resolved against; memory in bytes."""
+
+    cores: int
+    cpu_bf16: bool
+    free_memory: int
+
+
+def this_machine() -> Machine:
+    return Machine(cores=available_cores(), cpu_bf16=cpu_has_bf16(), free_memory=free_memory())
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, cut by the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here
+    return max(cores, 1)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 are native (AVX512-BF16, AMX, ARMv8.6); elsewhere they are slower than fp32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    words = set(next(lines, "").split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def free_memory() -> int:
+    """Bytes of main memory that can be used without swapping, cut by the container's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(free, 0)
+
+
+def resolve_device(requested: str) -> str:
+    """`auto`: the first accelerator, else the CPU; a named device that is absent raises ModelError, never the CPU instead."""
+    import torch
+
+    if requested == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = requested.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (index and not index.isdigit()):
+        raise ModelError(Problem("backend.device", f"unknown device {requested!r}", "use auto, cpu, cuda, cuda:1 or mps"))
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= count:
+        text = f"{requested} was asked for and this machine has {count} of that kind"
+        raise ModelError(Problem("backend.device", text, "set backend.device to auto or cpu, or run it where the device is"))
+    return f"cuda:{index or 0}" if kind == "cuda" else kind
+
+
+def resolve_dtype(requested: str, device: str, machine: Machine) -> Dtype:
+    """`auto`: bf16 where it is native, fp16 on older GPUs, else fp32; raises ModelError for fp16 on a CPU."""
+    if requested == "fp16" and device == "cpu":
+        text = "fp16 is slower than fp32 on a CPU and some operations lack it"
+        raise ModelError(Problem("backend.dtype", text, "use auto, bf16 or fp32"))
+    if requested != "auto":
+        return requested  # type: ignore[return-value]
+    if device == "cpu":
+        return "bf16" if machine.cpu_bf16 else "fp32"
+    if device == "mps":
+        return "fp32"
+    import torch
+
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def device_free_memory(device: str, machine: Machine) -> int:
+    if not device.startswith("cuda"):
+        return machine.free_memory
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def image_bytes(*, latent_px: int, width: int, dtype: str, guided: bool) -> int:
+    """Memory one more image in a chunk takes at the peak of a U-Net evaluation."""
+    return latent_px**2 * width * BYTES[dtype] * ACTIVATION_COPIES * (2 if guided else 1)
+
+
+def chunk_size(*, device: str, latent_px: int, per_image: int, weights: int, free: int) -> int:
+    """Images a chunk: as many as help and as fit; a power of two, so that the same machine chooses the same again.
+
+    >>> chunk_size(device="cpu", latent_px=16, per_image=10**6, weights=10**8, free=10**10)
+    32
+    >>> chunk_size(device="cuda:0", latent_px=64, per_image=6 * 10**8, weights=2 * 10**9, free=24 * 10**9)
+    16
+    """
+    fitting = int(max(free - weights, 0) * GPU_MEMORY_FRACTION / per_image)
+    useful = CPU_POSITIONS // latent_px**2 if device == "cpu" else MAX_BATCH
+    return 2 ** int(math.log2(max(min(fitting, useful, MAX_BATCH), 1)))

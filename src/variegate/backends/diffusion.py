@@ -1,0 +1,252 @@
+"""Any Stable Diffusion model through diffusers: encode once, draw real batches, describe images.
+
+One denoising loop (denoise.py) over the model's own U-Net and scheduler serves SD and SDXL shapes. diffusers' pipelines load the
+parts and encode the text; their __call__ adds PIL conversion, repeated encoding and per-call checks (benchmarks/draw.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ModelError, Problem
+from ..images import float_to_pixels, pixels_to_float
+from .base import BackendSpec
+from .denoise import Denoiser, Text, stack_texts
+from .folder import UNUSED, ModelFacts, read_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "lcm": "LCMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+DECODED_PIXELS = 2**21  # pixels a decoder batch: 512 pictures of 64 px, 8 of 512 px, 2 of 1024 px
+FEATURE_TIMESTEP = 50  # of 1000: low noise; chosen on meadow pictures, see features()
+FEATURE_SEED = 20230603
+
+
+class DiffusionBackend:
+    """A loaded model; open it with `DiffusionBackend.open(spec)` in a `with` block."""
+
+    def __init__(self, spec: BackendSpec, pipe: Any, facts: ModelFacts, threads_before: int) -> None:
+        self.spec, self.facts, self._pipe, self._threads_before = spec, facts, pipe, threads_before
+        self.dtype, self.device = DTYPES[spec.dtype], torch.device(spec.device)
+        self.latent_px = spec.size_px // facts.downscale
+        upcast = spec.dtype == "fp16" and getattr(pipe.vae.config, "force_upcast", False)
+        self._vae_dtype = torch.float32 if upcast else self.dtype  # SDXL's own autoencoder overflows in fp16
+        self._vae = pipe.vae if pipe.vae.dtype == self._vae_dtype else pipe.vae.to(self._vae_dtype)
+        self._denoiser = Denoiser(pipe.unet, pipe.scheduler, dtype=self.dtype, device=self.device, size_px=spec.size_px)
+        self._texts: dict[tuple[str, bool], Text] = {}
+
+    @classmethod
+    def open(cls, spec: BackendSpec) -> DiffusionBackend:
+        """Load once, quietly, from local files and safetensors only; raises ModelError when diffusers refuses the folder."""
+        facts = read_model(Path(spec.path))
+        threads_before = torch.get_num_threads()
+        if spec.device == "cpu":
+            torch.set_num_threads(spec.threads)
+        with _quiet():
+            try:
+                pipe = _load_pipeline(spec, facts)
+            except (OSError, ValueError, RuntimeError, ImportError) as exc:
+                reason = str(exc).strip().splitlines()[0]
+                remedy = "check that the folder loads with diffusers' from_pretrained"
+                raise ModelError(Problem(spec.path, f"diffusers cannot load it ({type(exc).__name__}: {reason})", remedy)) from exc
+        return cls(spec, pipe, facts, threads_before)
+
+    def close(self) -> None:
+        """Free the model and give the process its threads back."""
+        self._pipe = self._vae = self._denoiser = None  # type: ignore[assignment]
+        self._texts.clear()
+        torch.set_num_threads(self._threads_before)
+
+    def free_memory(self) -> None:
+        """Give unused device memory back after it ran out."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> DiffusionBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- encoding
+
+    @torch.inference_mode()
+    def encode_prompt(self, text: str, *, negative: bool = False) -> Text:
+        """A prompt's embedding, computed alone and once, so that the numbers do not depend on what else is drawn.
+
+        `negative`: as the text to move away from; SDXL replaces an empty one by zeros.
+        """
+        if (text, negative) not in self._texts:
+            with _quiet():
+                self._texts[text, negative] = self._encode_text(text, negative)
+        return self._texts[text, negative]
+
+    def _encode_text(self, text: str, negative: bool) -> Text:
+        sdxl = self.facts.family == "sdxl"
+        if negative and sdxl:
+            parts = self._pipe.encode_prompt("", device=self.device, negative_prompt=text or None)
+            return Text(parts[1][0], parts[3][0])
+        parts = self._pipe.encode_prompt(text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        return Text(parts[0][0], parts[2][0] if sdxl else None)
+
+    @torch.inference_mode()
+    def encode_sources(self, pixels: np.ndarray) -> torch.Tensor:
+        """uint8 [N, S, S, 3] to scaled latents, float32 [N, C, S/f, S/f] on the CPU; the distribution's mode, no sampling."""
+        config, latents = self._vae.config, []
+        for batch in self._image_batches(pixels):
+            encoded = self._vae.encode(pixels_to_float(batch).to(self.device, self._vae_dtype))
+            latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+            latents.append(latent.float().cpu())
+        shift, scale = _latent_statistics(config)
+        return (torch.cat(latents) - shift) * scale
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Scaled latents [N, C, h, w] to uint8 [N, S, S, 3]."""
+        shift, scale = _latent_statistics(self._vae.config)
+        latents = latents.cpu() / scale + shift
+        batches = latents.to(self.device, self._vae_dtype).split(self._decoder_batch)
+        return np.concatenate([float_to_pixels(self._vae.decode(batch, return_dict=False)[0]) for batch in batches])
+
+    @property
+    def _decoder_batch(self) -> int:
+        return max(DECODED_PIXELS // self.spec.size_px**2, 1)
+
+    def _image_batches(self, pixels: np.ndarray) -> Iterator[np.ndarray]:
+        edge = self.spec.size_px
+        if pixels.ndim != 4 or pixels.shape[1:] != (edge, edge, 3):
+            raise ValueError(f"pixels should be uint8 [N, {edge}, {edge}, 3], got {list(pixels.shape)}")
+        for start in range(0, len(pixels), self._decoder_batch):
+            yield pixels[start : start + self._decoder_batch]
+
+    # ---------------------------------------------------------------- drawing
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        sources: torch.Tensor | None,
+        *,
+        strengths: Sequence[float],
+        steps: int,
+        seeds: Sequence[int],
+        negative: str = "",
+    ) -> np.ndarray:
+        """Draw one chunk: uint8 [N, S, S, 3].
+
+        `sources`: scaled latents of `encode_sources`, or None to draw from text alone. `steps` are executed steps; `strengths`
+        matter in one-step drawing only, where each image has its own noise level. Noise comes from each row's own seed.
+        """
+        noise = self.noise(seeds)
+        texts = stack_texts([self.encode_prompt(prompt) for prompt in prompts])
+        away = self.encode_prompt(negative, negative=True) if self.spec.guided else None
+        with _quiet():
+            if self.spec.steps == 1:
+                latents = self._denoiser.one_step(noise, sources, texts, away, self.spec.guidance_scale, strengths)
+            else:
+                generators = [_generator(seed, 1) for seed in seeds]
+                latents = self._denoiser.many_steps(
+                    noise, sources, texts, away, self.spec.guidance_scale,
+                    total=self.spec.steps, steps=steps, generators=generators,
+                )  # fmt: skip
+            return self.decode(latents)
+
+    def noise(self, seeds: Sequence[int]) -> torch.Tensor:
+        """float32 [N, C, h, w]; drawn on the CPU so that every device starts from the same numbers."""
+        shape = (self.facts.latent_channels, self.latent_px, self.latent_px)
+        return torch.stack([torch.randn(shape, generator=_generator(seed, 0)) for seed in seeds])
+
+    # ---------------------------------------------------------------- describing
+
+    @torch.inference_mode()
+    def features(self, pixels: np.ndarray, *, batch: int = 64) -> np.ndarray:
+        """uint8 [N, S, S, 3] to float32 [N, D]: the U-Net's inner activations of lightly noised images, averaged over positions.
+
+        Diffusion features (arXiv 2306.03881) with the empty prompt and one fixed noise for all images.
+        """
+        noise = self.noise([FEATURE_SEED])
+        text = self.encode_prompt("")
+        found = []
+        for start in range(0, len(pixels), batch):
+            latents = self.encode_sources(pixels[start : start + batch])
+            found.append(self._denoiser.activations(latents, noise, text, FEATURE_TIMESTEP))
+        return torch.cat(found).numpy()
+
+
+def _generator(seed: int, purpose: int) -> torch.Generator:
+    """A row's own stream: purpose 0 is the starting noise, 1 the noise that ancestral schedulers add."""
+    return torch.Generator().manual_seed((seed + purpose * 0x9E3779B97F4A7C15) % 2**63)
+
+
+def _latent_statistics(config: Any) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """(shift, scale) so that scaled = (latent - shift) * scale has unit variance."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        shape = (1, -1, 1, 1)
+        return torch.tensor(mean).view(shape), config.scaling_factor / torch.tensor(std).view(shape)
+    return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
+
+
+def _load_pipeline(spec: BackendSpec, facts: ModelFacts) -> Any:
+    import diffusers
+
+    pipeline = getattr(diffusers, facts.pipeline)
+    skipped = {name: None for name in UNUSED if name in pipeline._optional_components}
+    pipe = pipeline.from_pretrained(
+        spec.path, dtype=DTYPES[spec.dtype], variant=facts.variant, use_safetensors=True, local_files_only=True,
+        **skipped, **({"requires_safety_checker": False} if facts.family == "sd" else {}),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    if spec.scheduler != "model":
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[spec.scheduler]).from_config(pipe.scheduler.config)
+    pipe = pipe.to(spec.device)
+    for part in (pipe.unet, pipe.vae):
+        part.eval().requires_grad_(False)
+        part.to(memory_format=torch.channels_last if spec.memory_format == "channels-last" else torch.contiguous_format)
+    if spec.compile:
+        pipe.unet = torch.compile(pipe.unet)
+    return pipe
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers and transformers from writing; their levels are restored afterwards."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    bars = _progress_bars()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        bars()
+
+
+def _progress_bars() -> Any:
+    """Switch the libraries' loading bars off; returns the function that restores them."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    modules = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    for module in modules:
+        module.disable_progress_bar()
+    return lambda: [module.enable_progress_bar() for module in modules]

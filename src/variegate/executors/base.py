@@ -1,0 +1,35 @@
+"""How tasks run, and nothing about what they do.
+
+An executor is a function `run_tasks(open_worker, tasks, workers)` that yields (task, result) as tasks finish. Tasks are small,
+idempotent and picklable; `open_worker` is picklable too and opens what a worker holds (a loaded model) once a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Worker(Protocol):
+    """Does one task after another."""
+
+    def __call__(self, task: Any) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+OpenWorker = Callable[[], Worker]
+
+
+class RunTasks(Protocol):
+    """Raises the worker's own VariegateError, or TaskFailed naming the task and its log."""
+
+    def __call__(
+        self, open_worker: OpenWorker, tasks: Iterable[Any], workers: int = 1, *, log_dir: Path | None = None
+    ) -> Iterator[tuple[Any, Any]]: ...
+
+
+def task_name(task: Any) -> str:
+    """What people are told a task is: its `name`, else its repr."""
+    return str(getattr(task, "name", None) or repr(task))

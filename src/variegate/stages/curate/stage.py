@@ -1,0 +1,203 @@
+"""Score every synthetic picture and write down what follows; nothing is deleted, and other makers' decisions stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variegate.errors import Problem, RecipeError
+from variegate.images import load_squares
+from variegate.pipeline import Context
+from variegate.recipe import CurateStep, Recipe
+from variegate.records import RealImage, SyntheticImage, seed_from
+from variegate.stages.curate.encoders import Encoder, check_encoder, open_encoder
+from variegate.stages.curate.scores import Judge, blank_scores, class_agreement, train_judge
+from variegate.stages.curate.select import Decision, drop_blank, drop_off_class, weigh_by_agreement
+
+NAME = "curate"
+_SLICE = 512  # pictures in memory at a time
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """What decisions depend on besides the pictures."""
+    return {"curate": [step.model_dump() for step in recipe.curate], "seed": recipe.seed}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise RecipeError with every curate key that could not be acted on; loads no model."""
+    problems = []
+    for place, step in enumerate(recipe.curate):
+        where = f"curate.{place}"
+        if step.score == "blank":
+            idle = [key for key in ("policy", "drop_below", "drop_fraction", "encoder") if key in _set_keys(step)]
+            problems += [
+                Problem(f"{where}.{key}", "has no effect on blank, which has one fixed rule", "leave it out")
+                for key in idle
+            ]
+        else:
+            problems += check_encoder(step.encoder)
+    if problems:
+        raise RecipeError(problems)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Write scores and decisions; returns the counted line, counts by reason, the judges and warnings."""
+    recipe, folder = context.recipe, context.folder
+    check(recipe)
+    images = folder.synthetic_images(kept_only=False)
+    decisions = [Decision(image.id) for image in images]
+    judges: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    for step in recipe.curate if images else ():
+        if step.score == "blank":
+            spread = _blank(context, images)
+            folder.put_scores("blank", spread.items())
+            decisions = drop_blank(decisions, spread)
+            continue
+        judge, agreement = _agreement(context, step, images)
+        judges.append(_judge_facts(step, judge))
+        if judge is not None:
+            folder.put_scores(_score_name(step), agreement.items())
+        doubt = _doubt(step, judge)
+        if doubt:
+            warnings.append(doubt)
+        else:
+            decisions = _follow(step, decisions, agreement, images, num_classes=len(folder.classes()))
+    folder.put_decisions(NAME, ((d.id, d.action, d.weight, d.reason) for d in decisions))
+    return _summary(images, decisions, judges, warnings, names=[info.name for info in folder.classes()])
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def _blank(context: Context, images: Sequence[SyntheticImage]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    with context.reporter.bar("looking for blank images", len(images)) as bar:
+        paths = [context.folder.path(image.path) for image in images]
+        for start, pixels in _slices(context.recipe, paths, context.recipe.dataset.size_px):
+            ids = [image.id for image in images[start : start + len(pixels)]]
+            found.update(zip(ids, blank_scores(pixels).tolist(), strict=True))
+            bar.advance(len(pixels))
+    return found
+
+
+def _agreement(
+    context: Context, step: CurateStep, images: Sequence[SyntheticImage]
+) -> tuple[Judge | None, dict[str, float]]:
+    """A judge taught by the real training pictures, and its opinion of every synthetic one."""
+    train = context.folder.real_images("train")
+    paths = [context.folder.path(image.path) for image in images]
+    with open_encoder(step.encoder, context.recipe) as encoder:
+        judge = _teach(context, encoder, train)
+        if judge is None:
+            return None, {}
+        values: list[float] = []
+        with context.reporter.bar("judging", len(images)) as bar:
+            for start, pixels in _slices(context.recipe, paths, encoder.size_px):
+                targets = np.array([image.target for image in images[start : start + len(pixels)]], np.int64)
+                values += class_agreement(judge, encoder.features(pixels), targets).tolist()
+                bar.advance(len(pixels))
+    return judge, {image.id: value for image, value in zip(images, values, strict=True)}
+
+
+def _teach(context: Context, encoder: Encoder, train: Sequence[RealImage]) -> Judge | None:
+    features = []
+    for _, pixels in _slices(context.recipe, [Path(image.path) for image in train], encoder.size_px):
+        features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
+    both = np.concatenate(features)  # [N, 2, D]: each picture and its mirror image
+    labels = np.repeat([image.label for image in train], 2)
+    groups = np.repeat([image.group or image.id for image in train], 2)
+    seed = seed_from(context.recipe.seed, "judge")
+    return train_judge(both.reshape(-1, both.shape[-1]), labels, groups.tolist(), seed=seed)
+
+
+def _slices(recipe: Recipe, paths: Sequence[Path], size_px: int) -> Iterator[tuple[int, np.ndarray]]:
+    section = recipe.dataset
+    for start in range(0, len(paths), _SLICE):
+        yield start, load_squares(paths[start : start + _SLICE], size_px, section.fit, section.max_megapixels)
+
+
+# ------------------------------------------------------------------------------------------------ deciding
+
+
+def _follow(
+    step: CurateStep,
+    decisions: list[Decision],
+    agreement: dict[str, float],
+    images: Sequence[SyntheticImage],
+    num_classes: int,
+) -> list[Decision]:
+    """Act on agreement as the recipe says; with neither threshold nor share given, drop means worse than a guess."""
+    below, fraction = step.drop_below, step.drop_fraction
+    if step.policy == "drop" and below is None and fraction is None:
+        below = 1.0 / num_classes
+    if below is not None or fraction is not None:
+        targets = {image.id: image.target for image in images}
+        decisions = drop_off_class(decisions, agreement, targets, below=below, fraction=fraction)
+    return weigh_by_agreement(decisions, agreement) if step.policy == "weight" else decisions
+
+
+def _doubt(step: CurateStep, judge: Judge | None) -> str:
+    """Why a judge is not listened to; empty when it is."""
+    if judge is None:
+        return f"{_score_name(step)} was not used: a judge needs two real training images of every class"
+    if judge.is_weak:
+        right, chance = (f"{100 * value:.0f} %" for value in (judge.cv_accuracy, judge.chance))
+        facts = f"its judge is right on {right} of held-out real images, a guess on {chance}"
+        return f"{_score_name(step)} was not used: {facts}"
+    return ""
+
+
+def _judge_facts(step: CurateStep, judge: Judge | None) -> dict[str, Any]:
+    if judge is None:
+        return {"encoder": step.encoder, "cv_accuracy": None, "chance": None, "used": False}
+    accuracy, chance = round(judge.cv_accuracy, 6), round(judge.chance, 6)
+    return {"encoder": step.encoder, "cv_accuracy": accuracy, "chance": chance, "used": not judge.is_weak}
+
+
+def _score_name(step: CurateStep) -> str:
+    return step.score if step.encoder == "auto" else f"{step.score} {step.encoder}"
+
+
+def _set_keys(step: CurateStep) -> set[str]:
+    """Keys that differ from their defaults: a resolved recipe names them all."""
+    fields = type(step).model_fields
+    return {key for key in fields if getattr(step, key) != fields[key].default}
+
+
+def _summary(
+    images: Sequence[SyntheticImage],
+    decisions: Sequence[Decision],
+    judges: list[dict],
+    warnings: list[str],
+    names: list[str],
+) -> dict[str, Any]:
+    kept = [decision for decision in decisions if decision.action == "keep"]
+    dropped = Counter(decision.reason for decision in decisions if decision.action == "drop")
+    reasons = {reason: dropped[reason] for reason in sorted(dropped)}
+    line = f"{len(images):,} in, {len(kept):,} kept, {len(images) - len(kept):,} dropped"
+    if reasons:
+        line += " (" + ", ".join(f"{reason} {count:,}" for reason, count in reasons.items()) + ")"
+    mean_weight = float(np.mean([decision.weight for decision in kept])) if kept else 0.0
+    if any(decision.weight < 1.0 for decision in kept):
+        line += f", mean weight {mean_weight:.2f}"
+    for judge in judges:
+        if judge["used"]:
+            line += f"; judge right on {100 * judge['cv_accuracy']:.0f} % of held-out real images"
+    action = {decision.id: decision.action for decision in decisions}
+    left = Counter(image.target for image in images if action[image.id] == "keep")
+    emptied = sorted({image.target for image in images} - set(left))
+    warnings = [*warnings, *(f"every synthetic image of {names[label]} was dropped" for label in emptied)]
+    return {
+        "line": "; ".join([line, *warnings]),
+        "in": len(images),
+        "kept": len(kept),
+        "dropped": reasons,
+        "mean_weight": round(mean_weight, 6),
+        "judges": judges,
+        "warnings": warnings,
+    }

@@ -1,0 +1,207 @@
+"""Check a listing against its images and decide who is in which split: everything known before anything is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from variegate.errors import DataError, Problem
+from variegate.images import ImageCheck, check_images
+from variegate.progress import Reporter
+from variegate.recipe import DatasetSection, Recipe
+from variegate.records import ClassInfo, Split
+from variegate.store import class_slug
+
+from .listing import SPLIT_ORDER, FoundImage, Listing, enumerated, shortened
+from .splits import Duplicate, Item, drop_leaks, fill_splits, groups_across, take_shots
+
+
+@dataclass(frozen=True, slots=True)
+class SplitImage:
+    """An image in use; `check` is empty for pictures this program draws itself, later."""
+
+    found: FoundImage
+    label: int
+    split: Split
+    check: ImageCheck
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """A checked data set, ready to be frozen into a run."""
+
+    shown: str  # DATA as the user wrote it
+    classes: tuple[ClassInfo, ...]
+    images: tuple[SplitImage, ...]
+    warnings: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
+    unreadable: tuple[tuple[str, str], ...]  # (name, reason) of what dataset.skip_unreadable left out
+    drawn_here: bool
+
+    def counts(self) -> dict[Split, dict[str, int]]:
+        """Images per split and class, every class of every split named."""
+        found = Counter((image.split, image.label) for image in self.images)
+        return {split: {c.name: found[split, c.label] for c in self.classes} for split in SPLIT_ORDER}
+
+    def line(self) -> str:
+        """The one counted line: 'birds: 10 classes, 50 train, 10 val, 40 test'."""
+        totals = {split: sum(per_class.values()) for split, per_class in self.counts().items()}
+        text = f"{self.shown}: {len(self.classes):,} classes, " + ", ".join(
+            f"{n:,} {split}" for split, n in totals.items()
+        )
+        copies = sum(len(duplicate.left_out) for duplicate in self.duplicates)
+        notes = [f"{copies:,} copies across splits left out"] if copies else []
+        notes += [f"{len(self.unreadable):,} unreadable left out"] if self.unreadable else []
+        return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
+    """Decode every image once and fix the splits; raises DataError with everything that is wrong."""
+    dataset = recipe.dataset
+    checks = _checks(listing, dataset, reporter)
+    broken = {name: check.reason for name, check in checks.items() if check.reason}
+    left_out = broken if dataset.skip_unreadable else {}
+    images = [image for image in listing.images if image.name not in left_out]
+    items = [Item(i.name, i.class_name, i.split, i.group, checks[i.name].sha256) for i in images]
+    items, duplicates = drop_leaks(items)
+    items = fill_splits(
+        items,
+        val_fraction=dataset.val_fraction,
+        test_fraction=dataset.test_fraction,
+        seed=recipe.seed,
+        by_group=listing.groups_split,
+    )
+    problems = [*listing.problems, *_unreadable_problems({} if left_out else broken, dataset)]
+    problems += _class_problems(listing, images, items)
+    if problems:
+        raise DataError(problems)
+    used = take_shots(items, shots=dataset.shots, imbalance=dataset.imbalance, seed=recipe.seed)
+    classes = _classes(listing, images)
+    labels = {one.name: one.label for one in classes}
+    by_name = {image.name: image for image in images}
+    facts = tuple(SplitImage(by_name[i.name], labels[i.class_name], i.split or "train", checks[i.name]) for i in used)
+    warnings = [*listing.warnings, *_split_warnings(used, classes, dataset), *_duplicate_warnings(duplicates)]
+    warnings += _leak_warnings(used) if listing.groups_split else []
+    small = sum(0 < min(image.check.width, image.check.height) < dataset.size_px for image in facts)
+    if small:
+        warnings.append(f"{small:,} images are smaller than dataset.size_px {dataset.size_px} and are enlarged")
+    return DatasetFacts(
+        shown=listing.shown,
+        classes=classes,
+        images=facts,
+        warnings=tuple(warnings),
+        duplicates=tuple(duplicates),
+        unreadable=tuple(sorted(left_out.items())),
+        drawn_here=listing.drawn_here,
+    )
+
+
+def _checks(listing: Listing, dataset: DatasetSection, reporter: Reporter | None) -> dict[str, ImageCheck]:
+    """Name -> what decoding said; an image whose mask cannot be read counts as unreadable."""
+    if listing.drawn_here:
+        return {image.name: ImageCheck(dataset.size_px, dataset.size_px, extension="png") for image in listing.images}
+    masked = [image for image in listing.images if image.mask is not None]
+    contents = [*(image.content for image in listing.images), *(image.mask for image in masked if image.mask)]
+    results = check_images(contents, max_megapixels=dataset.max_megapixels, reporter=reporter)
+    checks = {image.name: check for image, check in zip(listing.images, results, strict=False)}
+    for image, mask in zip(masked, results[len(listing.images) :], strict=True):
+        if mask.reason and not checks[image.name].reason:
+            checks[image.name] = ImageCheck(reason=f"its mask {image.mask} {mask.reason}")
+    return checks
+
+
+def _classes(listing: Listing, images: Sequence[FoundImage]) -> tuple[ClassInfo, ...]:
+    names = sorted({image.class_name for image in images})
+    descriptions = dict(listing.descriptions)
+    return tuple(ClassInfo(k, name, class_slug(k, name), descriptions.get(name, "")) for k, name in enumerate(names))
+
+
+# ---------------------------------------------------------------------------------------------------- problems
+
+
+def _unreadable_problems(broken: Mapping[str, str], dataset: DatasetSection) -> list[Problem]:
+    problems = [Problem(name, reason) for name, reason in sorted(broken.items())]
+    remedy = "mend or remove them, or leave them out with --set dataset.skip_unreadable=true"
+    if any("max_megapixels" in reason for reason in broken.values()):
+        remedy += f"; larger pictures with --set dataset.max_megapixels={2 * dataset.max_megapixels:g}"
+    return shortened(problems, "unreadable files", remedy)
+
+
+def _class_problems(listing: Listing, images: Sequence[FoundImage], items: Sequence[Item]) -> list[Problem]:
+    """What makes it impossible to learn or to measure; silent where nothing was found at all (the listing says why)."""
+    if not listing.images:
+        return []
+    totals = Counter(item.split for item in items)
+    found = {image.class_name for image in listing.images}
+    readable = {image.class_name for image in images}
+    problems = [Problem(f"class {name!r}", "has no image") for name in listing.empty_classes]
+    problems += [Problem(f"class {name!r}", "has no image that can be read") for name in sorted(found - readable)]
+    if totals["train"]:
+        trained = {item.class_name for item in items if item.split == "train"}
+        problems += [_no_training(name, images) for name in sorted(readable - trained)]
+    problems = shortened(problems, "such classes", "add training images, or remove the class")
+    if not totals["train"] and images:
+        given = any(image.split in ("train", None) for image in images)
+        what = (
+            "has only training images that are in val or test too (same bytes)" if given else "has no training images"
+        )
+        problems.append(Problem(listing.shown, what, "add a train folder (or split train)"))
+    if len(found | set(listing.empty_classes)) == 1:
+        only = next(iter(found))
+        text = f"has only one class ({only}); a classifier tells two or more apart"
+        problems.append(Problem(listing.shown, text, "put the images of every class in a folder of its own"))
+    if not problems:
+        problems = [_nothing_held_out(listing, split) for split in SPLIT_ORDER[1:] if not totals[split]]
+    return problems
+
+
+def _no_training(class_name: str, images: Sequence[FoundImage]) -> Problem:
+    given = Counter(image.split for image in images if image.class_name == class_name)
+    if given["train"] or given[None]:
+        return Problem(f"class {class_name!r}", "has only training images that are in val or test too (same bytes)")
+    places = " and ".join(str(split) for split in SPLIT_ORDER if given[split])
+    return Problem(f"class {class_name!r}", f"has no training image, only images in {places}")
+
+
+def _nothing_held_out(listing: Listing, split: Split) -> Problem:
+    what = f"has no image for {split}, and no class has one to spare beside its last training image"
+    return Problem(listing.shown, what, f"add images, or a {split} folder (or split {split})")
+
+
+# ---------------------------------------------------------------------------------------------------- warnings
+
+
+def _split_warnings(used: Sequence[Item], classes: Sequence[ClassInfo], dataset: DatasetSection) -> list[str]:
+    found, names = Counter((item.split, item.class_name) for item in used), [one.name for one in classes]
+    warnings = []
+    for split, doing in (("val", "validate"), ("test", "test")):
+        without = [name for name in names if not found[split, name]]
+        if without:
+            warnings.append(f"too few images to {doing} on: {enumerated(without)}")
+    short = [name for name in names if dataset.shots and found["train", name] < dataset.shots]
+    if short and dataset.imbalance is None:
+        warnings.append(f"fewer than {dataset.shots} training images: {enumerated(short)}")
+    return warnings
+
+
+def _leak_warnings(used: Sequence[Item]) -> list[str]:
+    leaking = groups_across(used)
+    text = f"groups in more than one split, so test results may be too good: {enumerated(leaking)}"
+    return [text] if leaking else []
+
+
+def _duplicate_warnings(duplicates: Sequence[Duplicate]) -> list[str]:
+    across = [name for duplicate in duplicates for name in duplicate.left_out]
+    inside = [name for duplicate in duplicates for name in duplicate.kept[1:]]
+    against = [" = ".join(sorted((*d.kept, *d.left_out))) for d in duplicates if len(d.class_names) > 1]
+    warnings = []
+    if across:
+        warnings.append(
+            f"{len(across):,} images left out, because test or val has the same picture: {enumerated(across)}"
+        )
+    if inside:
+        warnings.append(f"{len(inside):,} images repeat another one of their split: {enumerated(inside)}")
+    if against:
+        warnings.append(f"{len(against):,} pictures have two different labels: {enumerated(against)}")
+    return warnings

@@ -1,0 +1,126 @@
+"""The dataset stage: read the user's images, check every one, fix the splits, and freeze them in the run folder.
+
+`check` does all of the reading and none of the writing; `run` is `check` plus the writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from variegate.images import read_content
+from variegate.pipeline import Context
+from variegate.progress import Reporter
+from variegate.recipe import Recipe
+from variegate.records import RealImage, content_id
+from variegate.store import RunFolder
+
+from .facts import DatasetFacts, SplitImage, gather_facts
+from .source import read_source
+
+NAME = "dataset"
+SPLITS_FILE = "dataset/splits.json"
+MAX_LISTED = 200  # duplicates and unreadable files in the summary; warnings give the numbers
+
+_remembered: dict[Any, DatasetFacts] = {}  # the last check, so that `run` does not decode everything again
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """The dataset section, the seed and a cheap identity of the source, so that changed data is noticed."""
+    source = read_source(recipe).fingerprint()
+    return {"dataset": recipe.dataset.model_dump(mode="json"), "seed": recipe.seed, "source": source}
+
+
+def check(recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
+    """Read and validate the data without writing anything; raises DataError with every problem found."""
+    listing = read_source(recipe)
+    key = (str(Path.cwd()), recipe.dataset.model_dump_json(), recipe.seed, listing.fingerprint(with_times=True))
+    if key not in _remembered:
+        facts = gather_facts(listing, recipe, reporter)
+        _remembered.clear()
+        _remembered[key] = facts
+    return _remembered[key]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Freeze classes, images and splits; drawn and downloaded images are written below dataset/ first."""
+    facts = check(context.recipe, context.reporter)
+    images = _write_images(facts, context.folder, context.reporter)
+    splits = _splits_json(facts, context.recipe.seed, images)
+    context.folder.write(SPLITS_FILE, splits)
+    context.folder.put_artefact(NAME, "splits", SPLITS_FILE)
+    context.folder.put_dataset(facts.classes, images)
+    for warning in facts.warnings:
+        context.reporter.line(f"{NAME}: warning: {warning}")
+    return {
+        "line": facts.line(),
+        "counts": facts.counts(),
+        "warnings": list(facts.warnings),
+        "duplicates": [
+            {"kept": list(one.kept), "left_out": list(one.left_out), "class_names": list(one.class_names)}
+            for one in facts.duplicates[:MAX_LISTED]
+        ],
+        "unreadable": [{"name": name, "reason": reason} for name, reason in facts.unreadable[:MAX_LISTED]],
+        "splits_sha256": hashlib.sha256(splits).hexdigest(),
+    }
+
+
+def intact(context: Context) -> bool:
+    """Whether the images that this stage wrote are still there."""
+    return all(Path(image.path).is_file() for image in context.folder.real_images())
+
+
+def _write_images(facts: DatasetFacts, folder: RunFolder, reporter: Reporter) -> list[RealImage]:
+    own = sum(not isinstance(image.found.content, Path) for image in facts.images)
+    if not own:
+        return [_record(image, str(image.found.content), image.check.sha256) for image in facts.images]
+    records = []
+    with reporter.bar("writing images", own) as bar:
+        for image in facts.images:
+            data = read_content(image.found.content)
+            path = _own_path(image, facts)
+            folder.write(path, data)
+            records.append(_record(image, path, hashlib.sha256(data).hexdigest()))
+            bar.advance()
+    return records
+
+
+def _own_path(image: SplitImage, facts: DatasetFacts) -> str:
+    """dataset/<split>/<class>/<number>.png for drawn images; hf: ones in folders of at most 1,000 rows."""
+    stem = Path(image.found.name).name
+    slug = facts.classes[image.label].slug
+    if facts.drawn_here:
+        return f"dataset/{image.split}/{slug}/{stem}.png"
+    part = f"{int(stem) // 1000:04d}"
+    return f"dataset/hf/{image.split}/{slug}/{part}/{stem}.{image.check.extension}"
+
+
+def _record(image: SplitImage, path: str, sha256: str) -> RealImage:
+    found, check = image.found, image.check
+    group, caption = found.notes() if found.notes else (found.group, found.caption)
+    return RealImage(
+        id=content_id(found.name, sha256),
+        path=path,
+        label=image.label,
+        split=image.split,
+        group=group,
+        caption=caption,
+        mask=str(found.mask) if found.mask else None,
+        width=check.width,
+        height=check.height,
+        sha256=sha256,
+    )
+
+
+def _splits_json(facts: DatasetFacts, seed: int, images: list[RealImage]) -> bytes:
+    """Who is where, for others to repeat: classes, then one image a line, sorted."""
+    rows = [
+        {"id": record.id, "name": image.found.name, "split": record.split, "label": record.label}
+        for image, record in zip(facts.images, images, strict=True)
+    ]
+    rows.sort(key=lambda row: (row["split"], row["label"], row["id"]))
+    head = {"data": facts.shown, "seed": seed, "classes": [one.name for one in facts.classes]}
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return f'{json.dumps(head, ensure_ascii=False)[:-1]}, "images": [\n{lines}\n]}}\n'.encode()

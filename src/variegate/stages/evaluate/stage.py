@@ -1,0 +1,89 @@
+"""Read what every classifier predicted for the test images and write results.json: accuracies, differences, verdict."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from variegate import __version__
+from variegate.errors import DataError, Problem
+from variegate.pipeline import STAGES, Context
+from variegate.recipe import Recipe
+from variegate.records import RealImage
+from variegate.stages.evaluate import metrics, results
+from variegate.stages.evaluate.results import ArmOutcome, SeedOutcome
+from variegate.store import RunFolder
+
+NAME = "evaluate"
+RESULTS = "results.json"
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """What the comparison depends on besides the trained classifiers."""
+    return {"evaluate": recipe.evaluate.model_dump(), "data": recipe.dataset.path}
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Write results.json; returns the counted line, the verdict and warnings."""
+    recipe, folder = context.recipe, context.folder
+    test = folder.real_images("test")
+    if len(test) < 2:
+        raise DataError(Problem(NAME, f"there are {len(test)} test images; an interval needs at least 2"))
+    arms = [
+        ArmOutcome(arm, tuple(_read_seed(folder, arm, seed, test) for seed in range(recipe.evaluate.seeds)))
+        for arm in recipe.evaluate.arms
+    ]
+    found = results.assemble(
+        version=__version__,
+        data=recipe.dataset.path,
+        classes=folder.classes(),
+        real=folder.real_images(),
+        synthetic=folder.synthetic_images(kept_only=False),
+        arms=arms,
+        test=test,
+        warnings=_warnings(recipe, folder),
+    )
+    folder.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    folder.put_artefact(NAME, RESULTS, RESULTS)
+    return {"line": results.line(found), "verdict": found["verdict"], "warnings": found["warnings"]}
+
+
+def _read_seed(folder: RunFolder, arm: str, seed: int, test: list[RealImage]) -> SeedOutcome:
+    home = folder.path(f"train/{arm.replace('+', '-')}/seed-{seed}")
+    closing = json.loads((home / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    table = pq.read_table(home / "predictions.parquet")
+    val_accuracy: dict[str, float | None] = {}
+    probabilities = {}
+    for weights in results.WEIGHTS:
+        _, labels, found = _rows(table, "val", weights)
+        val_accuracy[weights] = float(np.mean(metrics.is_correct(found, labels))) if len(labels) else None
+        ids, labels, found = _rows(table, "test", weights)
+        if ids != [image.id for image in test]:
+            what = f"holds {len(ids)} test images and the run has {len(test)}, or others"
+            raise DataError(Problem(str(home / "predictions.parquet"), what, "run train again"))
+        probabilities[weights] = found
+    return SeedOutcome(seed, closing["steps"], closing["selected_step"], val_accuracy, probabilities)
+
+
+def _rows(table: pa.Table, split: str, weights: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """ids, labels int64 [N] and probabilities float64 [N, C], in file order."""
+    chosen = table.filter((pc.field("split") == split) & (pc.field("weights") == weights))
+    ids, labels = chosen["id"].to_pylist(), chosen["label"].to_numpy().astype(np.int64)
+    flat = np.asarray(chosen["probabilities"].combine_chunks().flatten(), np.float64)
+    return ids, labels, flat.reshape(len(ids), -1) if ids else np.empty((0, 0))
+
+
+def _warnings(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """What earlier stages warned of, and what limits this comparison."""
+    warnings: list[str] = []
+    for stage in STAGES[: STAGES.index(NAME)]:
+        done = folder.stage(stage)
+        warnings += done[1].get("warnings", []) if done else []
+    if recipe.evaluate.seeds == 1:
+        warnings.append("one seed only: intervals cover other test images, not other seeds")
+    return list(dict.fromkeys(warnings))

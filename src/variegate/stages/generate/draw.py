@@ -1,0 +1,181 @@
+"""Draw one chunk of the plan and put its files in place: what a worker does, in this process or in another.
+
+The chunk fixes the batch, so any worker draws the same bytes. Sources are encoded in fixed groups and kept in the run folder's
+cache, so that restarts and other workers start from the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from variegate.backends.base import BackendSpec
+from variegate.errors import TaskFailed
+from variegate.images import encode_image, load_square
+from variegate.records import ClassInfo, PlanRow, RealImage, content_id
+from variegate.store import synthetic_path, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCES_PER_GROUP = 16
+KEPT_GROUPS = 64
+WRITERS = 8  # threads that encode and sync files; syncing waits for the disk, not for the processor
+CACHE = "cache/latents"
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSetup:
+    """What a worker needs once."""
+
+    spec: BackendSpec
+    root: str  # run folder
+    classes: tuple[ClassInfo, ...]  # in label order
+    sources: tuple[RealImage, ...]  # the training images, sorted by id
+    fit: str
+    max_megapixels: float
+    image_format: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTask:
+    """One chunk."""
+
+    chunk: int
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def name(self) -> str:
+        return f"generate: chunk {self.chunk}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A chunk whose files are in place."""
+
+    chunk: int
+    num_images: int
+    seconds: float
+    parts: int  # 1; more when memory ran out and the chunk was drawn in parts
+
+
+class DrawWorker:
+    """Holds the model; draws chunk after chunk."""
+
+    def __init__(self, setup: DrawSetup) -> None:
+        from variegate.backends.diffusion import DiffusionBackend
+
+        self.setup = setup
+        self.backend = DiffusionBackend.open(setup.spec)
+        self.latents = SourceLatents(setup, self.backend.encode_sources)
+        self.writers = ThreadPoolExecutor(WRITERS)
+
+    def __call__(self, task: DrawTask) -> Drawn:
+        """Raises TaskFailed when not even a single image fits into memory."""
+        start = time.monotonic()
+        pixels, parts = self._draw(task, list(task.rows))
+        list(self.writers.map(self._write, task.rows, pixels))  # list() raises what a writer raised
+        return Drawn(task.chunk, len(task.rows), time.monotonic() - start, parts)
+
+    def _draw(self, task: DrawTask, rows: Sequence[PlanRow]) -> tuple[np.ndarray, int]:
+        """(pixels, number of parts they were drawn in); halves the rows whenever memory runs out."""
+        try:
+            return self._draw_batch(rows), 1
+        except (MemoryError, RuntimeError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            if len(rows) == 1:
+                reason = f"memory does not suffice for one image: {exc}"
+                raise TaskFailed(task.name, f"{reason}; draw smaller (backend.size_px) or on another device") from exc
+        self.backend.free_memory()
+        middle = len(rows) // 2
+        (first, count), (second, more) = self._draw(task, rows[:middle]), self._draw(task, rows[middle:])
+        return np.concatenate([first, second]), count + more
+
+    def _draw_batch(self, rows: Sequence[PlanRow]) -> np.ndarray:
+        sources = None if rows[0].source is None else self.latents.stack([row.source for row in rows])  # type: ignore[misc]
+        return self.backend.draw(
+            [row.prompt for row in rows],
+            sources,
+            strengths=[row.strength for row in rows],
+            steps=rows[0].steps,
+            seeds=[row.seed for row in rows],
+            negative=rows[0].negative,
+        )
+
+    def _write(self, row: PlanRow, pixels: np.ndarray) -> None:
+        setup = self.setup
+        relative = synthetic_path(setup.classes[row.target], row.id, setup.image_format)
+        write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.writers.shutdown()
+        self.backend.close()
+
+
+class SourceLatents:
+    """Latents of the training images, encoded in fixed groups and cached as safetensors in the run folder."""
+
+    def __init__(self, setup: DrawSetup, encode: Callable[[np.ndarray], torch.Tensor]) -> None:
+        self.setup, self.encode = setup, encode
+        self.position = {image.id: index for index, image in enumerate(setup.sources)}
+        spec = setup.spec
+        parts = (spec.fingerprint, spec.dtype, spec.size_px, setup.fit, [(i.id, i.sha256) for i in setup.sources])
+        self.folder = Path(setup.root, CACHE, content_id(*parts))
+        self.groups: OrderedDict[int, torch.Tensor] = OrderedDict()
+
+    def stack(self, ids: Sequence[str]) -> torch.Tensor:
+        """float32 [N, C, h, w] in the order of `ids`."""
+        import torch
+
+        found = []
+        for image_id in ids:
+            group, index = divmod(self.position[image_id], SOURCES_PER_GROUP)
+            found.append(self._group(group)[index])
+        return torch.stack(found)
+
+    def _group(self, group: int) -> torch.Tensor:
+        if group not in self.groups:
+            self.groups[group] = self._read_or_encode(group)
+            while len(self.groups) > KEPT_GROUPS:
+                self.groups.popitem(last=False)
+        self.groups.move_to_end(group)
+        return self.groups[group]
+
+    def _read_or_encode(self, group: int) -> torch.Tensor:
+        """Two workers may encode the same group at once: they write the same bytes, whole."""
+        from safetensors.torch import load_file, save
+
+        path = self.folder / f"{group:06d}.safetensors"
+        if not path.is_file():
+            first = group * SOURCES_PER_GROUP
+            images = self.setup.sources[first : first + SOURCES_PER_GROUP]
+            setup = self.setup
+            squares = [
+                load_square(Path(image.path), setup.spec.size_px, setup.fit, setup.max_megapixels)  # type: ignore[arg-type]
+                for image in images
+            ]
+            write_atomic(path, save({"latents": self.encode(np.stack(squares)).contiguous()}))
+        return load_file(path)["latents"]
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out, on a GPU or in main memory."""
+    text = str(exc).lower()
+    known = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(exc, MemoryError) or any(phrase in text for phrase in known)
+
+
+def remove_unfinished(root: Path) -> int:
+    """Remove temporary files that a killed worker left below synthetic/ and cache/; returns how many."""
+    found = [path for part in ("synthetic", CACHE) for path in (root / part).rglob(".*.tmp")]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)

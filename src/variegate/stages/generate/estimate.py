@@ -1,0 +1,110 @@
+"""What a plan would cost, before anything is written: images, U-Net evaluations, disk, memory, seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id
+from variegate.backends.devices import image_bytes
+from variegate.backends.folder import ModelFacts, read_model
+from variegate.images import encode_image
+from variegate.progress import clock
+from variegate.recipe import Recipe
+from variegate.records import ClassInfo, RealImage
+
+from .plan import FROM_TEXT, Plan, PlanBackend, make_plan
+from .pool import pool_of_names
+
+BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured on the drawn images when timing is on
+PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded
+MEASURED_IMAGES = 8
+
+
+class DataFacts(Protocol):
+    """The part of the dataset stage's facts that counts here."""
+
+    classes: Sequence[ClassInfo]
+
+    def counts(self) -> Mapping[Any, Mapping[str, int]]: ...
+
+
+def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[str, Any]:
+    """Counts and costs of the generate stage; with `measure` a few images are drawn, in memory only, to know the speed.
+
+    Keys end in their unit. Raises what planning raises: ModelError, DataError.
+    """
+    real = [facts.counts()["train"][info.name] for info in facts.classes]
+    if recipe.generate.method == "none":
+        return {"images": 0, "real_training_images": sum(real), "line": "nothing to draw"}
+    spec = resolve_backend(recipe.backend)
+    from pathlib import Path
+
+    model = read_model(Path(spec.path))
+    plan = _plan(recipe, facts.classes, real, spec, model)
+    per_class = np.bincount(plan.target, minlength=len(facts.classes)).tolist()
+    values, counts = np.unique(plan.steps, return_counts=True)
+    total = sum(evaluations(spec, int(steps)).total * int(count) for steps, count in zip(values, counts, strict=True))
+    answer: dict[str, Any] = {
+        "real_training_images": sum(real),
+        "images": len(plan),
+        "images_per_class": {info.name: count for info, count in zip(facts.classes, per_class, strict=True)},
+        "chunks": len(plan.first),
+        "batch": spec.batch,
+        "unet_evaluations": total,
+        "drawn_on": f"{spec.device} in {spec.dtype}, {spec.size_px} px, {spec.model}",
+        "memory_gb": round((PROGRAM_BYTES + model.weight_bytes + spec.batch * _per_image(spec, model)) / 1e9, 2),
+    }
+    bytes_per_image = BYTES_PER_PIXEL * spec.size_px**2
+    if measure and len(plan):
+        seconds, bytes_per_image = _measure(spec, plan, total / len(plan))
+        answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
+    answer["disk_mb"] = round(len(plan) * (bytes_per_image + 500) / 1e6, 1)  # 500: the row in run.db and metadata.jsonl
+    return answer
+
+
+def _per_image(spec: BackendSpec, model: ModelFacts) -> int:
+    return image_bytes(latent_px=spec.size_px // model.downscale, width=model.width, dtype=spec.dtype, guided=spec.guided)
+
+
+def _plan(recipe: Recipe, classes: Sequence[ClassInfo], real: Sequence[int], spec: BackendSpec, model: ModelFacts) -> Plan:
+    """The real plan on stand-ins for the images: the counts are the same, the ids are not."""
+    images = [
+        RealImage(f"{info.label}-{index}", "", info.label, "train")
+        for info, count in zip(classes, real, strict=True)
+        for index in range(count)
+    ]
+    backend = PlanBackend(spec_id(spec), spec.steps, model.levels, spec.batch)
+    return make_plan(classes, images, recipe.generate, pool_of_names(classes), backend, negative="", seed=recipe.seed)
+
+
+def _measure(spec: BackendSpec, plan: Plan, evaluations_per_image: float) -> tuple[float, float]:
+    """(seconds for the whole plan, bytes per image), from drawing a few images of the commonest kind."""
+    from variegate.backends.diffusion import DiffusionBackend
+
+    count = min(MEASURED_IMAGES, spec.batch, len(plan))
+    values, rows = np.unique(plan.steps, return_index=True)
+    first = int(rows[len(rows) // 2])
+    from_text = plan.source[first] == FROM_TEXT
+    start = time.monotonic()
+    with DiffusionBackend.open(spec) as backend:
+        opened = time.monotonic() - start
+        rng = np.random.default_rng(0)
+        squares = rng.integers(0, 256, (count, spec.size_px, spec.size_px, 3), dtype=np.uint8)
+        prompts, seeds = [plan.prompts[plan.prompt[first]]] * count, list(range(count))
+
+        def draw(steps: int) -> np.ndarray:
+            sources = None if from_text else backend.encode_sources(squares)
+            return backend.draw(prompts, sources, strengths=[float(plan.strength[first])] * count, steps=steps, seeds=seeds)
+
+        steps = min(int(values[len(values) // 2]), 2) if not from_text else spec.steps
+        draw(steps)  # the first call sets up kernels
+        start = time.monotonic()
+        pixels = draw(steps)
+        took = time.monotonic() - start
+    per_evaluation = took / count / evaluations(spec, steps).total
+    size = float(np.mean([len(encode_image(image)) for image in pixels]))
+    return opened + per_evaluation * evaluations_per_image * len(plan), size

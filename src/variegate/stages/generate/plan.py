@@ -1,0 +1,263 @@
+"""Decide which image becomes what: one row per image to make, in columns. Pure: no disk, no model.
+
+gen draws from text; aug keeps a source's class, each source used equally often (Real Guidance, arXiv 2210.07574); mix moves a
+source into another class (Diff-Mix, arXiv 2403.19600: there both were drawn independently and could coincide, here never).
+Everything is dealt in shuffled rounds, so every class has the same share of sources, prompts and strengths, within one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from variegate.backends.base import executed_steps, quantised_strengths
+from variegate.errors import DataError, Problem
+from variegate.recipe import GenerateSection
+from variegate.records import ID_CHARS, ClassInfo, RealImage, content_id, seed_from
+
+from .counts import images_per_class
+from .pool import PromptPool
+
+FROM_TEXT = -1  # in the source column
+DIGEST = 16  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBackend:
+    """What planning needs of the backend."""
+
+    identity: str  # hash of the model and of every setting that changes pixels
+    steps: int
+    levels: tuple[float, ...] | None
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows in drawing order, as columns of equal length; chunk k holds rows first[k] to first[k] + size[k]."""
+
+    ids: list[str]
+    source: np.ndarray  # int32, index into sources or FROM_TEXT
+    target: np.ndarray  # int32, label
+    prompt: np.ndarray  # int32, index into prompts
+    strength: np.ndarray  # float64, (0, 1]
+    steps: np.ndarray  # int32, executed
+    seed: np.ndarray  # int64
+    first: np.ndarray  # int64 [chunk]
+    size: np.ndarray  # int64 [chunk]
+    sources: tuple[str, ...]  # RealImage.id
+    prompts: tuple[str, ...]
+    negative: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def make_plan(
+    classes: Sequence[ClassInfo],
+    images: Sequence[RealImage],
+    section: GenerateSection,
+    pool: PromptPool,
+    backend: PlanBackend,
+    *,
+    negative: str,
+    seed: int,
+) -> Plan:
+    """Plan every image; `images` are the real training images. Raises DataError where the strategy lacks sources.
+
+    The same arguments give the same plan in any process.
+    """
+    by_label = [np.flatnonzero([image.label == info.label for image in images]) for info in classes]
+    counts = images_per_class([len(indices) for indices in by_label], section)
+    problems = _missing_sources(classes, by_label, counts, section, pool)
+    if problems:
+        raise DataError(problems)
+    target = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    ordinal = np.concatenate([np.arange(count) for count in counts]) if len(target) else np.zeros(0, np.int64)
+    dealer = _Dealer(seed, [info.name for info in classes], counts)
+    source = _sources(section, by_label, dealer)
+    strength = _strengths(section, dealer, backend)
+    steps = executed_step_column(strength, backend.steps)
+    prompt = _prompts(pool, source, target, by_label, dealer)
+    order, first, size = _chunks(steps, source, target, backend.batch)
+    seeds = _seeds(seed, classes, target, ordinal)
+    columns = [column[order] for column in (source, target, prompt, strength, steps, seeds)]
+    ids = _ids(images, classes, pool.texts, columns, f"{backend.identity}|{negative}")
+    names = tuple(image.id for image in images)
+    return Plan(ids, *columns, first=first, size=size, sources=names, prompts=pool.texts, negative=negative)
+
+
+def executed_step_column(strength: np.ndarray, steps: int) -> np.ndarray:
+    values, inverse = np.unique(strength, return_inverse=True)
+    return np.array([executed_steps(steps, float(value)) for value in values], np.int32)[inverse]
+
+
+# ------------------------------------------------------------------------------------------ dealing
+
+
+class _Dealer:
+    """Deals options to the rows of each class from streams named by class and purpose."""
+
+    def __init__(self, seed: int, names: Sequence[str], counts: Sequence[int]) -> None:
+        self.seed, self.names, self.counts = seed, names, counts
+
+    def rng(self, label: int, purpose: str) -> np.random.Generator:
+        return np.random.default_rng(seed_from(self.seed, "plan", purpose, self.names[label]))
+
+    def even(self, purpose: str, options: Sequence[int]) -> np.ndarray:
+        """For every row of every class one of its class's options, each as often as the others within one: int64 [row]."""
+        parts = [deal(self.rng(c, purpose), options[c], count) for c, count in enumerate(self.counts)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def deal(rng: np.random.Generator, options: int, count: int) -> np.ndarray:
+    """Shuffled rounds of 0..options-1, cut to `count`: every option as often as any other, within one."""
+    if count == 0:
+        return np.zeros(0, np.int64)
+    rounds = -(-count // options)
+    return rng.permuted(np.tile(np.arange(options), (rounds, 1)), axis=1).ravel()[:count]
+
+
+def _sources(section: GenerateSection, by_label: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
+    """Index of each row's source image, or FROM_TEXT."""
+    if section.method.endswith("-gen") or section.method == "none":
+        return np.full(sum(dealer.counts), FROM_TEXT, np.int32)
+    if section.method.endswith("-aug"):
+        return _dealt_from(list(by_label), dealer, "source")
+    if section.source_by == "image":
+        whole = np.concatenate(list(by_label))
+        others = [np.setdiff1d(whole, own) for own in by_label]
+        return _dealt_from(others, dealer, "source")
+    return _by_class(by_label, dealer)
+
+
+def _dealt_from(options: Sequence[np.ndarray], dealer: _Dealer, purpose: str) -> np.ndarray:
+    parts = []
+    for label, count in enumerate(dealer.counts):
+        parts.append(options[label][deal(dealer.rng(label, purpose), len(options[label]), count)] if count else [])
+    return np.concatenate(parts).astype(np.int32)
+
+
+def _by_class(by_label: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
+    """First a class other than the target's, then one of its images; both dealt evenly."""
+    filled = np.array([label for label, own in enumerate(by_label) if len(own)])
+    others = [filled[filled != label] for label in range(len(by_label))]
+    source_class = _dealt_from(others, dealer, "source-class")
+    source = np.zeros(len(source_class), np.int32)
+    for label in filled:
+        rows = np.flatnonzero(source_class == label)
+        source[rows] = by_label[label][deal(dealer.rng(int(label), "source-image"), len(by_label[label]), len(rows))]
+    return source
+
+
+def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) -> np.ndarray:
+    """Each row's strength; text-to-image is strength 1."""
+    if section.method.endswith("-gen"):
+        return np.ones(sum(dealer.counts))
+    if section.strength_policy == "uniform":
+        values = np.array(quantised_strengths(*sorted(section.strength), backend.steps, backend.levels))
+    else:
+        values = np.array(section.strength, np.float64)
+    if section.strength_policy == "cycle":
+        return values[dealer.even("strength", [len(values)] * len(dealer.counts))]
+    parts = [dealer.rng(label, "strength").integers(len(values), size=count) for label, count in enumerate(dealer.counts)]
+    return values[np.concatenate(parts)] if parts else np.zeros(0)
+
+
+def _prompts(
+    pool: PromptPool, source: np.ndarray, target: np.ndarray, by_label: Sequence[np.ndarray], dealer: _Dealer
+) -> np.ndarray:
+    """Texts and environments dealt evenly; captions come from the source where it has the target's class, else from a
+    dealt image of the target's class."""
+    num_classes = len(dealer.counts)
+    text = dealer.even("text", [pool.table.shape[1]] * num_classes)
+    environment = dealer.even("environment", [pool.table.shape[2]] * num_classes)
+    key = target
+    if pool.per_image:
+        labels = np.zeros(sum(len(own) for own in by_label), np.int64)
+        for label, own in enumerate(by_label):
+            labels[own] = label
+        same = (source != FROM_TEXT) & (labels[source] == target)
+        key = np.where(same, source, _dealt_from(by_label, dealer, "caption"))
+    return pool.table[key, text, environment].astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------------ order and names
+
+
+def _chunks(
+    steps: np.ndarray, source: np.ndarray, target: np.ndarray, batch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(order of rows, first row of each chunk, size of each chunk): one number of steps a chunk, near sources together.
+
+    A group is cut into equal parts of at most `batch`, so that no chunk is a costly leftover of one.
+    """
+    from_text = source == FROM_TEXT
+    order = np.lexsort((target, source, from_text, steps))
+    if not len(order):
+        return order, np.zeros(0, np.int64), np.zeros(0, np.int64)
+    kind = steps[order] * 2 + from_text[order]
+    starts = np.flatnonzero(np.r_[True, kind[1:] != kind[:-1]])
+    edges = []
+    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
+        parts = -(-(end - start) // batch)
+        edges.append(start + (end - start) * np.arange(parts) // parts)
+    first = np.concatenate(edges)
+    return order, first, np.diff(np.r_[first, len(order)])
+
+
+def _seeds(seed: int, classes: Sequence[ClassInfo], target: np.ndarray, ordinal: np.ndarray) -> np.ndarray:
+    """Noise seeds from the recipe's seed, the class and the row's number in it: strengths compare on the same noise."""
+    bases = [hashlib.blake2b(content_id(seed, "noise", info.name).encode(), digest_size=8) for info in classes]
+    seeds = np.empty(len(target), np.int64)
+    for row, (label, number) in enumerate(zip(target.tolist(), ordinal.tolist(), strict=True)):
+        base = bases[label].copy()
+        base.update(number.to_bytes(8, "little"))
+        seeds[row] = int.from_bytes(base.digest(), "little") >> 1
+    return seeds
+
+
+def _ids(
+    images: Sequence[RealImage], classes: Sequence[ClassInfo], prompts: Sequence[str], columns: Sequence[np.ndarray], settings: str
+) -> list[str]:
+    """Content ids: a hash over the hashes of source, class name and prompt, the row's numbers, and the common settings."""
+    source, target, prompt, *numbers = columns
+    parts = [
+        _digests([image.sha256 or image.id for image in images] + [""])[source],  # the last one is FROM_TEXT's
+        _digests([info.name for info in classes])[target],
+        _digests(list(prompts))[prompt],
+        *(np.ascontiguousarray(column).view(np.uint8).reshape(len(target), -1) for column in numbers),
+    ]
+    rows = np.concatenate(parts, axis=1)
+    base = hashlib.blake2b(settings.encode(), digest_size=ID_CHARS // 2)
+    ids = []
+    for row in rows:
+        digest = base.copy()
+        digest.update(row)
+        ids.append(digest.hexdigest())
+    return ids
+
+
+def _digests(texts: Sequence[str]) -> np.ndarray:
+    data = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST).digest() for text in texts)
+    return np.frombuffer(data, np.uint8).reshape(-1, DIGEST)
+
+
+def _missing_sources(
+    classes: Sequence[ClassInfo],
+    by_label: Sequence[np.ndarray],
+    counts: Sequence[int],
+    section: GenerateSection,
+    pool: PromptPool,
+) -> list[Problem]:
+    where = "generate.method"
+    if section.method.endswith("-mix") and sum(len(own) > 0 for own in by_label) < 2:
+        return [Problem(where, f"{section.method} moves images between classes and only one has any", "use real-aug")]
+    if not section.method.endswith("-aug") and not pool.per_image:
+        return []
+    empty = [info.name for info, own, count in zip(classes, by_label, counts, strict=True) if count and not len(own)]
+    text = f"{section.method} needs a real training image of every class; {len(empty)} have none: {', '.join(empty[:3])}"
+    return [Problem(where, text, "add images, or use real-gen")] if empty else []

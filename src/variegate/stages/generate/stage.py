@@ -1,0 +1,164 @@
+"""Generate stage: plan every image, draw the chunks that are missing, export the table. Glue only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from ...backends.base import BackendSpec, evaluations, resolve_backend, spec_id
+from ...backends.folder import find_model, model_fingerprint, read_model
+from ...errors import Problem, RunFolderError
+from ...executors.local import run_tasks
+from ...pipeline import Context
+from ...recipe import Recipe
+from ...records import content_id
+from ...store import RunFolder, explained
+from .draw import Drawn, DrawSetup, DrawTask, DrawWorker, remove_unfinished
+from .estimate import estimate
+from .ledger import lost_chunks, write_metadata, write_plan
+from .plan import PlanBackend, make_plan
+from .pool import parse_pool
+
+__all__ = ["NAME", "estimate", "inputs", "intact", "run"]
+NAME = "generate"
+IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what training code reads fastest
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """The label section is here because metadata.jsonl holds soft labels."""
+    drawn = {"generate": recipe.generate.model_dump(), "backend": recipe.backend.model_dump(), "seed": recipe.seed}
+    return {**drawn, "negative": recipe.prompts.negative, "fit": recipe.dataset.fit, "label": recipe.train.label.model_dump()}
+
+
+def run(context: Context) -> dict[str, Any]:
+    if context.recipe.generate.method == "none":
+        return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
+    with explained(context.folder.root):
+        remove_unfinished(context.folder.root)
+    spec = prepare(context)
+    start = time.monotonic()
+    drawn = draw_pending(context, spec)
+    seconds = time.monotonic() - start
+    label = context.recipe.train.label
+    write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa, image_format=IMAGE_FORMAT)
+    return summarise(context.folder, spec, drawn, seconds)
+
+
+def intact(context: Context) -> bool:
+    """Whether every image recorded as drawn is still there; the pipeline asks before it takes the stage as done."""
+    return not lost_chunks(context.folder, IMAGE_FORMAT)
+
+
+def prepare(context: Context) -> BackendSpec:
+    """The plan in run.db and the backend it was made for: taken as they are when nothing they depend on has changed."""
+    recipe, folder = context.recipe, context.folder
+    model = find_model(recipe.backend.model, recipe.backend.revision)
+    prompts = folder.path(folder.artefacts("prompts")["prompts"]).read_text(encoding="utf-8").splitlines()
+    images = sorted(folder.real_images("train"), key=lambda image: image.id)
+    data = [(image.id, image.label, image.sha256) for image in images]
+    fingerprint = model_fingerprint(model)
+    key = content_id(inputs(recipe), fingerprint, prompts, data, [info.name for info in folder.classes()])
+    stored = folder.meta("backend")
+    if stored and folder.meta("plan_key") == key:
+        lost = lost_chunks(folder, IMAGE_FORMAT)
+        with folder.transaction() as db:
+            db.executemany("UPDATE chunks SET state = 'pending' WHERE chunk = ?", ((chunk,) for chunk in lost))
+        return _same_place(BackendSpec(**json.loads(stored)), str(model))
+    spec = resolve_backend(recipe.backend)
+    classes = folder.classes()
+    backend = PlanBackend(content_id(spec_id(spec), recipe.dataset.fit), spec.steps, read_model(model).levels, spec.batch)
+    pool = parse_pool(prompts, classes, images)
+    plan = make_plan(classes, images, recipe.generate, pool, backend, negative=recipe.prompts.negative, seed=recipe.seed)
+    meta = {"plan_key": key, "backend": json.dumps(spec.to_json()), "image_format": IMAGE_FORMAT}
+    write_plan(folder, plan, meta)
+    context.reporter.event("plan", images=len(plan), chunks=len(plan.first), backend=spec.to_json())
+    return spec
+
+
+def _same_place(spec: BackendSpec, path: str) -> BackendSpec:
+    """The stored backend with the model's present folder; refuses a machine that cannot repeat it."""
+    from dataclasses import replace
+
+    from ...backends.devices import resolve_device
+    from ...errors import ModelError
+
+    try:
+        resolve_device(spec.device)
+    except ModelError as exc:
+        text = f"was planned on {spec.device}, which is not here; other devices would draw other images"
+        raise RunFolderError(Problem("backend.device", text, "go on where it is, or choose a new --out folder")) from exc
+    return replace(spec, path=path)
+
+
+def draw_pending(context: Context, spec: BackendSpec) -> int:
+    """Draw every chunk that is not done; returns the number of images drawn now."""
+    folder, recipe = context.folder, context.recipe
+    pending = folder.pending_chunks()
+    total, done = _count(folder, "1"), _count(folder, "state = 'done'")
+    if not pending:
+        return 0
+    setup = DrawSetup(
+        spec=spec,
+        root=str(folder.root.resolve()),
+        classes=tuple(folder.classes()),
+        sources=tuple(sorted(folder.real_images("train"), key=lambda image: image.id)),
+        fit=recipe.dataset.fit,
+        max_megapixels=recipe.dataset.max_megapixels,
+        image_format=IMAGE_FORMAT,
+    )
+    workers = min(context.workers, len(pending))
+    results = run_tasks(partial(DrawWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
+    with explained(folder.root), context.reporter.bar("drawing", total, done=done) as bar:
+        for _, result in results:
+            _record(context, result)
+            bar.advance(result.num_images)
+    return total - done
+
+
+def _tasks(folder: RunFolder, chunks: list[int]) -> Iterator[DrawTask]:
+    """Rows are read when a worker is ready for them."""
+    for chunk in chunks:
+        yield DrawTask(chunk, tuple(folder.plan_rows(chunk)))
+
+
+def _record(context: Context, result: Drawn) -> None:
+    """The files are in place; now the chunk counts."""
+    note = f"memory ran out: drawn in {result.parts} parts" if result.parts > 1 else None
+    with context.folder.transaction() as db:
+        values = (result.seconds, note, result.chunk)
+        db.execute("UPDATE chunks SET state = 'done', seconds = ?, note = ? WHERE chunk = ?", values)
+    context.reporter.event(
+        "chunk", chunk=result.chunk, images=result.num_images, seconds=round(result.seconds, 3), parts=result.parts
+    )
+    if note:
+        context.reporter.line(f"generate: chunk {result.chunk}: {note}; set backend.batch lower to avoid it")
+
+
+def _count(folder: RunFolder, where: str) -> int:
+    return folder.db.execute(f"SELECT COALESCE(SUM(num_rows), 0) FROM chunks WHERE {where}").fetchone()[0]
+
+
+def summarise(folder: RunFolder, spec: BackendSpec, drawn: int, seconds: float) -> dict[str, Any]:
+    """Counts of the whole plan; rate of what was drawn now."""
+    steps = folder.db.execute("SELECT steps, COUNT(*) FROM plan GROUP BY steps ORDER BY steps").fetchall()
+    total = sum(count for _, count in steps)
+    done_by_now = folder.db.execute("SELECT COALESCE(SUM(seconds), 0), COUNT(*) FROM chunks").fetchone()
+    rate = drawn / seconds if drawn else 0.0
+    evaluated = sum(evaluations(spec, executed).total * count for executed, count in steps)
+    again = "" if drawn == total else f" ({total - drawn:,} were there already)"
+    speed = f" in {seconds:.0f} s ({rate:.1f} a second)" if drawn else ""
+    return {
+        "line": f"{total:,} images drawn{again}{speed}, {evaluated:,} U-Net evaluations",
+        "drawn": total,
+        "drawn_now": drawn,
+        "seconds": round(seconds, 3),
+        "chunk_seconds": round(done_by_now[0], 3),
+        "images_per_second": round(rate, 3),
+        "unet_evaluations": evaluated,
+        "chunks": done_by_now[1],
+        "batch": spec.batch,
+        "backend": {key: value for key, value in spec.to_json().items() if key != "path"},
+    }

@@ -1,0 +1,101 @@
+"""Render prompt templates: texts x environments for every class, or for every image where the caption is asked for.
+
+Pure. Underscores of class names become spaces in prompts only. Names may hold braces: values are never parsed as templates.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from variegate.errors import Problem
+from variegate.records import ClassInfo, RealImage
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLine:
+    """One prompt and what it belongs to; `image` only where the text uses the caption, `environment` where it uses one."""
+
+    label: int
+    image: str | None
+    text: int
+    environment: int | None
+    prompt: str
+
+
+def placeholders(text: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
+
+
+def render(text: str, *, name: str, description: str = "", caption: str = "", environment: str = "") -> str:
+    """Fill one template.
+
+    >>> render("a photo of a {name}, {environment}", name="black_{grouse}", environment="in snow")
+    'a photo of a black {grouse}, in snow'
+    """
+    return text.format(name=name.replace("_", " "), description=description, caption=caption, environment=environment)
+
+
+def render_all(
+    texts: Sequence[str], environments: Sequence[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]
+) -> list[PromptLine]:
+    """Every prompt that can be needed, in order of class, image, text and environment.
+
+    `images` are the training images; they matter only where a text uses {caption}.
+    """
+    by_label: dict[int, list[RealImage]] = {info.label: [] for info in classes}
+    for image in images:
+        by_label[image.label].append(image)
+    per_image = any("caption" in placeholders(text) for text in texts)
+    lines = []
+    for info in classes:
+        for image in by_label[info.label] if per_image else [None]:
+            lines += _lines(texts, environments, info, image)
+    return lines
+
+
+def _lines(texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None) -> list[PromptLine]:
+    lines = []
+    values = {"name": info.name, "description": info.description, "caption": (image.caption or "") if image else ""}
+    for number, text in enumerate(texts):
+        used = enumerate(environments) if "environment" in placeholders(text) else [(None, "")]
+        for place, environment in used:
+            prompt = render(text, environment=environment, **values)
+            lines.append(PromptLine(info.label, image.id if image else None, number, place, prompt))
+    return lines
+
+
+def missing_values(texts: Sequence[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]) -> list[Problem]:
+    """Placeholders that the data cannot fill."""
+    used = set().union(*(placeholders(text) for text in texts))
+    problems = []
+    plain = [info.name for info in classes if not info.description.strip()]
+    if "description" in used and plain:
+        text = f"uses {{description}} and {len(plain)} of {len(classes)} classes have none ({_some(plain)})"
+        problems.append(Problem("prompts.text", text, "use {name}, or data that describes its classes"))
+    silent = [image.id for image in images if not (image.caption or "").strip()]
+    if "caption" in used and silent:
+        text = f"uses {{caption}} and {len(silent)} of {len(images)} training images have none"
+        problems.append(Problem("prompts.text", text, "add a caption column to the table of images, or use {name}"))
+    return problems
+
+
+def too_long(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> list[Problem]:
+    """Prompts the model would cut off; lengths count the start and end tokens."""
+    long = [(length, prompt) for prompt, length in zip(prompts, lengths, strict=True) if length > max_tokens]
+    if not long:
+        return []
+    length, prompt = max(long)
+    text = f"{len(long)} of {len(prompts)} prompts are longer than the model's {max_tokens} tokens and would be cut off"
+    remedy = f"shorten prompts.text or the names; the longest has {length} tokens: {_cut(prompt)!r}"
+    return [Problem("prompts.text", text, remedy)]
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown}, ..."
+
+
+def _cut(text: str, width: int = 80) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

@@ -1,0 +1,224 @@
+"""What the report shows, as frozen records: one `Summary`, of which HTML, Markdown and JSON are views.
+
+No disk, no HTML, no pictures: pictures are named by image id. Accuracies and fractions are in [0, 1]; None = not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Points = tuple[tuple[int, float], ...]  # ((step, value), ...) by step
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean or a difference with its 95 % interval; bounds are None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sides(self) -> str:
+        """better, worse or unclear: which side of zero the whole interval lies on."""
+        if self.low is not None and self.low > 0:
+            return "better"
+        return "worse" if self.high is not None and self.high < 0 else "unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    step: int | None
+    val_accuracy: float | None
+    test_accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeedResult:
+    seed: int
+    steps: int | None
+    selected: Checkpoint  # best on validation
+    last: Checkpoint
+    seconds: float | None = None  # of training
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training set's results; `position` gives its colour and marker."""
+
+    position: int
+    name: str
+    seeds: tuple[SeedResult, ...]
+    selected: Interval
+    last: Interval
+    per_class: tuple[float | None, ...]
+    confusion: tuple[tuple[float, ...], ...]  # [true class][predicted class], counts or shares
+    ece: float | None
+    groups: tuple[tuple[str, float | None], ...]
+    worst_group: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassChange:
+    class_name: str
+    before: float | None
+    after: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Paired difference arm - baseline on the same seeds; `changes` are sorted, best first."""
+
+    arm: str
+    baseline: str
+    selected: Interval
+    last: Interval
+    detectable: float | None  # smallest difference that this many seeds could have shown
+    changes: tuple[ClassChange, ...]
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Confused:
+    """One mistake and its share of the true class's test images."""
+
+    true: str
+    predicted: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one training run logged."""
+
+    arm: str
+    seed: int
+    loss: Points
+    val_accuracy: Points
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One drawn image as the gallery shows it."""
+
+    id: str
+    target: int
+    class_name: str
+    prompt: str
+    strength: float
+    label: tuple[tuple[str, float], ...]  # (class name, share), as the classifier is told
+    action: str
+    weight: float
+    reason: str
+    scores: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """Drawn images beside real ones: the image they were made from, or examples of their class."""
+
+    class_name: str
+    made_from: bool  # False: drawn from text, the real ones are examples
+    real: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    num_made: int  # all of this source or class, shown or not
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    reason: str
+    num: int
+    examples: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    name: str
+    train: int
+    val: int
+    test: int
+    drawn: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """One picture that the data has more than once."""
+
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Wall time of one stage, and its rate where it handles images one by one."""
+
+    stage: str
+    seconds: float
+    images_per_second: float | None
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A part of the page that cannot be shown, and why."""
+
+    part: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything the page shows."""
+
+    run: str
+    version: str
+    verdict: str
+    data: str
+    model: str
+    method: str
+    classifier: str
+    recipe: str  # resolved YAML
+    command: str
+    environment: tuple[tuple[str, str], ...]
+    classes: tuple[ClassCounts, ...]
+    mean_weight: float | None  # of the kept images
+    warnings: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
+    unreadable: tuple[tuple[str, str], ...]  # (file, reason) of images left out
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    confused: tuple[tuple[str, tuple[Confused, ...]], ...]  # (arm, its most frequent mistakes)
+    curves: tuple[Curve, ...]
+    exhibits: tuple[Exhibit, ...]
+    dropped: tuple[Dropped, ...]
+    curation: str  # the curate stage's own line
+    costs: tuple[StageCost, ...]
+    missing: tuple[Missing, ...]
+
+    @property
+    def headline(self) -> Comparison | None:
+        """The comparison the page opens with: real+synthetic against real where there is one."""
+        ranked = sorted(self.comparisons, key=lambda pair: (pair.arm, pair.baseline) != ("real+synthetic", "real"))
+        return ranked[0] if ranked else None
+
+    def total(self, column: str) -> int:
+        """Sum of one column of the class counts: train, val, test, drawn or kept."""
+        return sum(getattr(row, column) for row in self.classes)
+
+    @property
+    def seconds(self) -> float:
+        return sum(cost.seconds for cost in self.costs)
+
+    @property
+    def picture_ids(self) -> tuple[str, ...]:
+        """Every picture the page needs, each once, in page order."""
+        real = [image for exhibit in self.exhibits for image in exhibit.real]
+        drawn = [variant.id for holder in (*self.exhibits, *self.dropped) for variant in _variants(holder)]
+        return tuple(dict.fromkeys([*real, *drawn]))
+
+
+def _variants(holder: Exhibit | Dropped) -> tuple[Variant, ...]:
+    return holder.variants if isinstance(holder, Exhibit) else holder.examples

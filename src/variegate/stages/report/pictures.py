@@ -1,0 +1,50 @@
+"""Thumbnails as data URIs, so that the page is one file.
+
+A picture that is gone or unreadable gets none; the page then shows an empty frame that says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...store import RunFolder, synthetic_path
+from .contents import Summary
+
+EDGE_PX = 96
+QUALITY = 82
+
+
+def picture_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
+    """Image id -> file, of every picture the page needs."""
+    real = {image.id: Path(image.path) for image in folder.real_images()}
+    classes, extension = folder.classes(), folder.meta("image_format") or "jpg"
+    holders = [variants for exhibit in summary.exhibits for variants in exhibit.variants]
+    holders += [example for group in summary.dropped for example in group.examples]
+    drawn = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in holders}
+    return {image_id: (real | drawn)[image_id] for image_id in summary.picture_ids}
+
+
+def thumbnails(files: Mapping[str, Path], edge_px: int = EDGE_PX) -> dict[str, str]:
+    """Image id -> WebP data URI of at most `edge_px` pixels a side; unreadable ones are left out."""
+    made = ((image_id, _thumbnail(path, edge_px)) for image_id, path in files.items())
+    return {image_id: uri for image_id, uri in made if uri}
+
+
+def _thumbnail(path: Path, edge_px: int) -> str | None:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (edge_px, edge_px))
+            small = ImageOps.exif_transpose(image)
+            small.thumbnail((edge_px, edge_px))
+            flat = Image.new("RGB", small.size, "white")
+            flat.paste(small.convert("RGBA"), mask=small.convert("RGBA").getchannel("A"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    buffer = io.BytesIO()
+    flat.save(buffer, "WEBP", quality=QUALITY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

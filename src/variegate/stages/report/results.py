@@ -1,0 +1,151 @@
+"""results.json and the training logs as records: arms, comparisons, most frequent mistakes, learning curves.
+
+Pure apart from `read_curves`. Numbers are taken over as they are; NaN (a class without test images) becomes None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .contents import Arm, Checkpoint, ClassChange, Comparison, Confused, Curve, Interval, Points, SeedResult
+
+NUM_CONFUSED = 8
+MAX_POINTS = 120  # a curve: more than a screen can show
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for null and NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def arms(results: Mapping[str, Any], tasks: Iterable[Mapping[str, Any]] = ()) -> tuple[Arm, ...]:
+    """The arms in the order of results.json; `tasks` are the train stage's, for their seconds."""
+    seconds = {(task["arm"], task["seed"]): number(task.get("seconds")) for task in tasks}
+    return tuple(_arm(position, entry, seconds) for position, entry in enumerate(results.get("arms", ())))
+
+
+def comparisons(results: Mapping[str, Any]) -> tuple[Comparison, ...]:
+    """Paired differences, each with its classes sorted by change."""
+    names = results.get("classes", ())
+    per_class = {entry["arm"]: entry.get("per_class") or () for entry in results.get("arms", ())}
+    return tuple(_comparison(entry, names, per_class) for entry in results.get("comparisons", ()))
+
+
+def confused(arm: Arm, names: Sequence[str]) -> tuple[Confused, ...]:
+    """An arm's most frequent mistakes, by their share of the true class."""
+    found = [
+        Confused(names[true], names[predicted], share)
+        for true, row in enumerate(shares(arm.confusion))
+        for predicted, share in enumerate(row)
+        if share > 0 and true != predicted
+    ]
+    return tuple(sorted(found, key=lambda pair: (-pair.share, pair.true, pair.predicted))[:NUM_CONFUSED])
+
+
+def shares(confusion: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Each row of a confusion matrix divided by its sum; empty rows stay zero.
+
+    >>> shares([[3, 1], [0, 0]])
+    [[0.75, 0.25], [0.0, 0.0]]
+    """
+    return [[value / sum(row) if sum(row) else 0.0 for value in row] for row in confusion]
+
+
+def read_curves(root: Path, arms: Sequence[Arm]) -> tuple[Curve, ...]:
+    """Read train/<arm>/seed-<k>/log.jsonl where it exists."""
+    curves = []
+    for arm in arms:
+        for seed in arm.seeds:
+            path = root / "train" / arm.name.replace("+", "-") / f"seed-{seed.seed}" / "log.jsonl"
+            if path.is_file():
+                lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+                curves.append(Curve(arm.name, seed.seed, thin(_column(lines, "loss")), _column(lines, "val_accuracy")))
+    return tuple(curves)
+
+
+def thin(points: Points, most: int = MAX_POINTS) -> Points:
+    """Average neighbours until at most `most` points are left; the step is the last one averaged.
+
+    >>> thin(((1, 4.0), (2, 2.0), (3, 1.0)), most=2)
+    ((2, 3.0), (3, 1.0))
+    """
+    size = max(1, -(-len(points) // most))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple((group[-1][0], sum(value for _, value in group) / len(group)) for group in groups)
+
+
+def mean_curve(curves: Sequence[Points]) -> Points:
+    """The mean over seeds at the steps that all of them logged.
+
+    >>> mean_curve([((1, 0.0), (2, 1.0)), ((2, 0.5),)])
+    ((2, 0.75),)
+    """
+    if not curves:
+        return ()
+    tables = [dict(curve) for curve in curves]
+    common = sorted(set.intersection(*(set(table) for table in tables)))
+    return tuple((step, sum(table[step] for table in tables) / len(tables)) for step in common)
+
+
+def _arm(position: int, entry: Mapping[str, Any], seconds: Mapping[tuple[str, int], float | None]) -> Arm:
+    groups = entry.get("groups") or {}
+    seeds = (_seed(seed, seconds.get((entry["arm"], seed["seed"]))) for seed in entry.get("seeds", ()))
+    return Arm(
+        position=position,
+        name=entry["arm"],
+        seeds=tuple(seeds),
+        selected=_interval(entry["selected"], "accuracy"),
+        last=_interval(entry["last"], "accuracy"),
+        per_class=tuple(number(value) for value in entry.get("per_class") or ()),
+        confusion=tuple(tuple(float(value) for value in row) for row in entry.get("confusion") or ()),
+        ece=number(entry.get("ece")),
+        groups=tuple((name, number(value)) for name, value in sorted(groups.items())),
+        worst_group=number(entry.get("worst_group")),
+    )
+
+
+def _comparison(entry: Mapping[str, Any], names: Sequence[str], per_class: Mapping[str, Sequence[Any]]) -> Comparison:
+    before, after = per_class.get(entry["baseline"], ()), per_class.get(entry["arm"], ())
+    changes = [
+        ClassChange(names[label], _at(before, label), _at(after, label), number(difference))
+        for label, difference in enumerate(entry.get("per_class") or ())
+    ]
+    return Comparison(
+        arm=entry["arm"],
+        baseline=entry["baseline"],
+        selected=_interval(entry["selected"], "difference"),
+        last=_interval(entry["last"], "difference"),
+        detectable=number(entry.get("detectable")),
+        changes=tuple(sorted(changes, key=lambda change: (-_or_lowest(change.difference), change.class_name))),
+        verdict=entry.get("verdict") or "",
+    )
+
+
+def _seed(entry: Mapping[str, Any], seconds: float | None) -> SeedResult:
+    selected, last = _checkpoint(entry["selected"]), _checkpoint(entry["last"])
+    return SeedResult(entry["seed"], entry.get("steps"), selected, last, seconds)
+
+
+def _checkpoint(entry: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(entry.get("step"), number(entry.get("val_accuracy")), number(entry.get("test_accuracy")))
+
+
+def _interval(entry: Mapping[str, Any], key: str) -> Interval:
+    return Interval(number(entry.get(key)), number(entry.get("low")), number(entry.get("high")))
+
+
+def _at(values: Sequence[Any], index: int) -> float | None:
+    return number(values[index]) if index < len(values) else None
+
+
+def _or_lowest(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+def _column(lines: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """(step, value) of every line that has the key; a diverged loss (NaN) is left out of the line drawn."""
+    return tuple((int(line["step"]), float(line[key])) for line in lines if number(line.get(key)) is not None)

@@ -1,0 +1,309 @@
+"""Train one classifier: a plain deterministic loop that can be killed anywhere and goes on with the same bytes.
+
+`fit` is given real training, synthetic and validation pictures; there is no field for test pictures. Every step draws
+its randomness from (task seed, step), so nothing but weights, optimiser and log has to be kept to resume.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from variegate.backends.devices import available_cores, resolve_device, this_machine
+from variegate.records import seed_from
+from variegate.stages.train.augment import make_augment, make_mix, own_randomness, to_unit
+from variegate.stages.train.mixing import Slots
+from variegate.stages.train.models import Classifier
+
+CHECKPOINT_EVERY_S = 30.0
+PREDICT_BATCH = 64  # feature maps of more than that fall out of the processor's cache
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures with their label rows; `pixels` may be memory-mapped."""
+
+    pixels: np.ndarray  # uint8 [N, S, S, 3]
+    targets: np.ndarray  # float32 [N, C]
+
+
+@dataclass(frozen=True, slots=True)
+class FitData:
+    """All that training may see."""
+
+    real: Pictures
+    synthetic: Pictures
+    val: Pictures  # may be empty; targets one-hot
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The recipe's training keys that the loop needs; see recipe.TrainSection."""
+
+    mode: str
+    augment: str
+    mix: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    warmup_fraction: float
+    evaluations: int
+    seed: int  # of the task: augmentation, mixing, dropout
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how it is computed."""
+
+    device: torch.device
+    autocast: bool  # bf16 products, fp32 weights
+
+
+@dataclass(slots=True)
+class Progress:
+    """Everything that has to survive a kill."""
+
+    step: int = 0  # finished steps
+    best_step: int = 0  # 0 = not validated yet
+    best_accuracy: float = -1.0
+    loss_sum: float = 0.0  # since the last log line
+    log: list[dict[str, Any]] = field(default_factory=list)
+    net: State = field(default_factory=dict)
+    best: State = field(default_factory=dict)
+    optimizer: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The outcome: weights after the last step and at the best validation, deep copies both."""
+
+    last: State
+    selected: State
+    selected_step: int
+    log: list[dict[str, Any]]
+
+
+def choose_machine(device: str) -> Machine:
+    """bf16 products where the processor has them; raises ModelError for a device that is absent."""
+    chosen = torch.device(resolve_device(device))
+    if chosen.type == "cuda":
+        return Machine(chosen, torch.cuda.get_device_capability(chosen) >= (8, 0))
+    return Machine(chosen, chosen.type == "cpu" and this_machine().cpu_bf16)
+
+
+def make_optimizer(
+    name: str, parameters: list[nn.Parameter], *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The optimiser a recipe names; biases and norms (one-dimensional) are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    raise ValueError(f"optimizer is {name!r}, should be adamw or sgd")
+
+
+def learning_rate(step: int, *, steps: int, warmup_fraction: float) -> float:
+    """Share of the peak rate at a step from 0: a linear rise, then half a cosine down to 0.
+
+    >>> [round(learning_rate(s, steps=10, warmup_fraction=0.2), 2) for s in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.04]
+    """
+    rise = round(steps * warmup_fraction)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+def evaluation_steps(steps: int, evaluations: int) -> list[int]:
+    """After which steps validation is read: evenly spaced, the last step always among them.
+
+    >>> evaluation_steps(300, 4), evaluation_steps(2, 10)
+    ([75, 150, 225, 300], [1, 2])
+    """
+    return sorted({max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)})
+
+
+def fit(
+    classifier: Classifier,
+    data: FitData,
+    slots: Slots,
+    settings: Settings,
+    machine: Machine,
+    *,
+    resume: Progress | None = None,
+    save: Callable[[Progress], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+    save_every_s: float = CHECKPOINT_EVERY_S,
+) -> Fitted:
+    """Train for len(slots.index) steps of slots.index.shape[1] pictures; `classifier` is changed in place.
+
+    `resume` is what `save` was given in an earlier, interrupted call with equal arguments; the outcome is the same.
+    """
+    loop = _Loop(classifier, data, slots, settings, machine)
+    progress = loop.restore(resume) if resume else Progress()
+    checks = set(evaluation_steps(loop.num_steps, settings.evaluations))
+    last_save = time.monotonic()
+    with _settled(machine):
+        while progress.step < loop.num_steps:
+            progress.loss_sum += loop.step(progress.step)
+            progress.step += 1
+            if progress.step in checks:
+                loop.validate(progress, since=max((s for s in checks if s < progress.step), default=0))
+            if save and progress.step < loop.num_steps and time.monotonic() - last_save >= save_every_s:
+                save(loop.capture(progress))
+                last_save = time.monotonic()
+            if on_step:
+                on_step(progress.step)
+    last = _copy(classifier.net.state_dict())
+    return Fitted(last, progress.best or last, progress.best_step or loop.num_steps, progress.log)
+
+
+def predict(classifier: Classifier, pixels: np.ndarray, machine: Machine) -> np.ndarray:
+    """Class probabilities in inference mode; float32 [N, C]."""
+    net, was_training = classifier.net.to(machine.device), classifier.net.training
+    net.eval()
+    found = [np.empty((0, _num_classes(classifier)), np.float32)]
+    with torch.inference_mode(), _settled(machine):
+        for start in range(0, len(pixels), PREDICT_BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PREDICT_BATCH])).to(machine.device)
+            with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.autocast):
+                logits = net(_scaled(to_unit(batch), classifier))
+            found.append(logits.float().softmax(dim=1).cpu().numpy())
+    net.train(was_training)
+    return np.concatenate(found)
+
+
+class _Loop:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self, classifier: Classifier, data: FitData, slots: Slots, settings: Settings, machine: Machine
+    ) -> None:
+        self.classifier, self.data, self.slots, self.settings, self.machine = classifier, data, slots, settings, machine
+        self.num_steps = len(slots.index)
+        self.augment, self.mix = make_augment(settings.augment), make_mix(settings.mix)
+        classifier.net.to(machine.device)
+        self.set_mode()
+        self.learned = [p for p in classifier.net.parameters() if p.requires_grad]
+        options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        self.optimizer = make_optimizer(settings.optimizer, self.learned, **options)
+
+    def set_mode(self) -> None:
+        """linear-probe: the body stays in inference mode, so that its running statistics do not drift either."""
+        net, head = self.classifier.net, self.classifier.head
+        if self.settings.mode == "full":
+            net.train()
+            return
+        net.eval().requires_grad_(False)
+        head.train().requires_grad_(True)
+
+    def step(self, step: int) -> float:
+        seed = seed_from(self.settings.seed, "step", step)
+        with own_randomness(seed, self.machine.device):
+            pixels, targets = self.batch(step)
+            pictures = self.augment(pixels, torch.Generator().manual_seed(seed))
+            pictures, targets = self.mix(_scaled(pictures, self.classifier), targets)
+            with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.machine.autocast):
+                logits = self.classifier.net(pictures)
+            loss = F.cross_entropy(logits.float(), targets)
+        share = learning_rate(step, steps=self.num_steps, warmup_fraction=self.settings.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * share
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [B, S, S, 3] and float [B, C] of one step, gathered from both kinds."""
+        is_synthetic, index = self.slots.is_synthetic[step], self.slots.index[step]
+        real, synthetic = self.data.real, self.data.synthetic
+        pixels = np.empty((len(index), *real.pixels.shape[1:]), np.uint8)
+        targets = np.empty((len(index), real.targets.shape[1]), np.float32)
+        for chosen, kind in ((~is_synthetic, real), (is_synthetic, synthetic)):
+            if chosen.any():
+                pixels[chosen], targets[chosen] = kind.pixels[index[chosen]], kind.targets[index[chosen]]
+        return torch.from_numpy(pixels).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
+
+    def validate(self, progress: Progress, since: int) -> None:
+        """Read validation and keep a copy of the weights when none were better; of equals the later, longer trained."""
+        row: dict[str, Any] = {"step": progress.step, "loss": round(progress.loss_sum / (progress.step - since), 6)}
+        progress.loss_sum = 0.0
+        if len(self.data.val.pixels):
+            found = predict(self.classifier, self.data.val.pixels, self.machine).argmax(axis=1)
+            self.set_mode()
+            accuracy = float(np.mean(found == self.data.val.targets.argmax(axis=1)))
+            row["val_accuracy"] = round(accuracy, 6)
+            if accuracy >= progress.best_accuracy:
+                progress.best_accuracy, progress.best_step = accuracy, progress.step
+                progress.best = _copy(self.classifier.net.state_dict())
+        progress.log.append(row)
+
+    def capture(self, progress: Progress) -> Progress:
+        kept = copy.copy(progress)
+        kept.net, kept.log = _copy(self.classifier.net.state_dict()), list(progress.log)
+        kept.optimizer = {
+            f"{index}/{name}": torch.as_tensor(value).detach().cpu().clone()
+            for index, parameter in enumerate(self.learned)
+            for name, value in self.optimizer.state[parameter].items()
+            if value is not None
+        }
+        return kept
+
+    def restore(self, progress: Progress) -> Progress:
+        self.classifier.net.load_state_dict(progress.net, strict=True)
+        for index, parameter in enumerate(self.learned):
+            prefix = f"{index}/"
+            state = {
+                key.removeprefix(prefix): value for key, value in progress.optimizer.items() if key.startswith(prefix)
+            }
+            self.optimizer.state[parameter] = {
+                name: value.clone().to(parameter.device) for name, value in state.items()
+            }
+        progress = copy.copy(progress)
+        progress.log = list(progress.log)
+        return progress
+
+
+def _scaled(pictures: torch.Tensor, classifier: Classifier) -> torch.Tensor:
+    mean = pictures.new_tensor(classifier.mean).view(1, 3, 1, 1)
+    std = pictures.new_tensor(classifier.std).view(1, 3, 1, 1)
+    return (pictures - mean) / std
+
+
+def _copy(state: State) -> State:
+    """Detached from the live tensors: a reference would turn the best weights into the last ones."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+
+def _num_classes(classifier: Classifier) -> int:
+    return int(getattr(classifier.head, "out_features"))  # noqa: B009 - a Module's attribute is untyped
+
+
+@contextmanager
+def _settled(machine: Machine) -> Iterator[None]:
+    """Repeatable kernels, and as many threads as this process may use."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(available_cores())
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,138 @@
+"""Which picture fills which place of a training batch: real or synthetic, and which one, for every step in advance.
+
+replace: by a picture made from the same real one (DA-Fusion, arXiv 2302.07944; weighted as in DIAGen).
+pool: by any synthetic picture (Diff-Mix, arXiv 2403.19600). concat: every real and synthetic picture in turn.
+Pure: arrays and generators in, arrays out. The order of the real pictures has its own generator, so that arms which
+share it see the same real pictures in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Policy = Literal["replace", "pool", "concat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What fills the places of a run of batches."""
+
+    is_synthetic: np.ndarray  # bool [...]
+    index: np.ndarray  # int64 [...], into the real or into the synthetic pictures
+
+    def shaped(self, *shape: int) -> Slots:
+        return Slots(self.is_synthetic.reshape(shape), self.index.reshape(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The synthetic pictures to choose from."""
+
+    weights: np.ndarray  # float64 [M] >= 0; 0 = never used
+    parents: np.ndarray  # int64 [M], index of the real picture each was made from, -1 = none
+
+
+def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np.ndarray:
+    """Where each synthetic picture's source stands among the real ones; int64 [M], -1 where it has none there.
+
+    >>> parent_indices(["b", None], ["a", "b"]).tolist()
+    [1, -1]
+    """
+    places = {image_id: place for place, image_id in enumerate(real_ids)}
+    return np.array([places.get(source, -1) if source is not None else -1 for source in sources], np.int64)
+
+
+def num_steps(*, steps: int | None, epochs: int | None, num_real: int, batch: int) -> int:
+    """Optimiser steps, the same for every arm: epochs count passes over the real pictures only.
+
+    >>> num_steps(steps=None, epochs=60, num_real=50, batch=48)
+    63
+    """
+    if steps is not None:
+        return steps
+    assert epochs is not None, "the recipe has either steps or epochs"
+    return max(1, math.ceil(epochs * num_real / batch))
+
+
+def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` indices in passes over the real pictures, each pass in a new order; int64 [count]."""
+    passes = math.ceil(count / num_real) if num_real else 0
+    order = [rng.permutation(num_real) for _ in range(passes)]
+    return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
+
+
+def real_only(order: np.ndarray) -> Slots:
+    """Every place holds the next real picture."""
+    return Slots(np.zeros(len(order), bool), order)
+
+
+def mix(
+    policy: Policy, order: np.ndarray, pool: Pool, *, fraction: float, num_real: int, rng: np.random.Generator
+) -> Slots:
+    """Put synthetic pictures into a stream of real ones; `order` is real_order's, and the result is as long.
+
+    Raises ValueError where the policy has nothing to choose from, rather than training on real pictures alone.
+    """
+    if not np.any(pool.weights > 0):
+        raise ValueError("there is no synthetic picture with a weight above 0")
+    if policy == "replace":
+        return _replace(order, pool, fraction, rng)
+    if policy == "pool":
+        is_synthetic = rng.random(len(order)) < fraction
+        drawn = rng.choice(len(pool.weights), size=len(order), p=pool.weights / pool.weights.sum())
+        return Slots(is_synthetic, np.where(is_synthetic, drawn, order))
+    return _concat(order, pool, num_real, rng)
+
+
+def synthetic_only(count: int, pool: Pool, rng: np.random.Generator) -> Slots:
+    """Passes over the synthetic pictures; a pass holds each with probability weight / largest weight."""
+    if not np.any(pool.weights > 0):
+        raise ValueError("there is no synthetic picture with a weight above 0")
+    share = pool.weights / pool.weights.max()
+    taken: list[np.ndarray] = []
+    while sum(map(len, taken)) < count:
+        taken.append(rng.permutation(np.flatnonzero(rng.random(len(share)) < share)))
+    return Slots(np.ones(count, bool), np.concatenate(taken)[:count].astype(np.int64))
+
+
+def _replace(order: np.ndarray, pool: Pool, fraction: float, rng: np.random.Generator) -> Slots:
+    usable = np.flatnonzero((pool.parents >= 0) & (pool.weights > 0))
+    if not len(usable):
+        raise ValueError("no synthetic picture was made from one of the real training pictures")
+    usable = usable[np.argsort(pool.parents[usable], kind="stable")]
+    parents, ends = pool.parents[usable], np.cumsum(pool.weights[usable])
+    chance, place = rng.random(len(order)), rng.random(len(order))
+    first, last = np.searchsorted(parents, order, "left"), np.searchsorted(parents, order, "right")
+    is_synthetic = (chance < fraction) & (last > first)
+    starts = np.concatenate([[0.0], ends])
+    low, high = starts[first], starts[last]
+    drawn = np.searchsorted(ends, low + place * (high - low), "right")
+    drawn = np.clip(drawn, first, np.maximum(last - 1, first)).clip(max=len(usable) - 1)
+    return Slots(is_synthetic, np.where(is_synthetic, usable[drawn], order))
+
+
+def one_pass(num_real: int, pool: Pool, rng: np.random.Generator) -> Slots:
+    """One shuffled pass over both: every real picture once, a synthetic one with probability its weight (at most 1)."""
+    if not np.any(pool.weights > 0):
+        raise ValueError("there is no synthetic picture with a weight above 0")
+    chosen = rng.permutation(np.flatnonzero(rng.random(len(pool.weights)) < pool.weights))
+    is_synthetic = rng.permutation(np.arange(num_real + len(chosen)) >= num_real)
+    index = np.empty(len(is_synthetic), np.int64)
+    index[~is_synthetic], index[is_synthetic] = np.arange(num_real), chosen
+    return Slots(is_synthetic, index)
+
+
+def _concat(order: np.ndarray, pool: Pool, num_real: int, rng: np.random.Generator) -> Slots:
+    """Passes of `one_pass`, their real pictures in the given order."""
+    passes: list[Slots] = []
+    while sum(len(one.index) for one in passes) < len(order):
+        passes.append(one_pass(num_real, pool, rng))
+    is_synthetic = np.concatenate([one.is_synthetic for one in passes])[: len(order)]
+    index = np.concatenate([one.index for one in passes])[: len(order)]
+    index[~is_synthetic] = order[: np.count_nonzero(~is_synthetic)]
+    return Slots(is_synthetic, index)

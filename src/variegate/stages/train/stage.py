@@ -1,0 +1,277 @@
+"""Train one classifier for every arm and seed; arms of a seed share first weights, order of real pictures and steps.
+
+Finished tasks are kept and an interrupted one goes on where its last checkpoint was. Test pictures are read once, after
+the last step, and nothing is chosen by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variegate.errors import DataError, ModelError, Problem
+from variegate.pipeline import Context
+from variegate.progress import Bar
+from variegate.recipe import Recipe
+from variegate.records import RealImage, SyntheticImage, content_id, seed_from
+from variegate.stages.train import labels, mixing
+from variegate.stages.train.files import (
+    Prediction,
+    checkpoint_bytes,
+    log_lines,
+    model_bytes,
+    predictions_bytes,
+    read_checkpoint,
+    read_log,
+)
+from variegate.stages.train.fit import FitData, Fitted, Machine, Pictures, Settings, choose_machine, fit, predict
+from variegate.stages.train.models import Classifier, build_model, check_model_name
+from variegate.stages.train.pictures import PictureFile, load_pictures
+from variegate.store import RunFolder
+
+NAME = "train"
+FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One classifier to train."""
+
+    arm: str
+    seed: int
+    key: str  # changes when the outcome may
+
+    @property
+    def folder(self) -> str:
+        return f"train/{self.arm.replace('+', '-')}/seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all tasks of a run share."""
+
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    train: list[RealImage]
+    held_out: dict[str, list[RealImage]]  # val and test
+    synthetic: list[SyntheticImage]
+    data: FitData
+    test_pixels: np.ndarray
+    machine: Machine
+    steps: int
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """What trained classifiers depend on besides the data and the synthetic images."""
+    return {"train": recipe.train.model_dump(), "evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ModelError with everything wrong with the classifier's name and weights; builds and downloads nothing."""
+    problems = check_model_name(recipe.train.model, recipe.train.pretrained)
+    if problems:
+        raise ModelError(problems)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train what is not trained yet; returns the counted line, the tasks with their seconds, and warnings."""
+    recipe, folder = context.recipe, context.folder
+    check(recipe)
+    workshop = _open_workshop(recipe, folder)
+    tasks = [_task(arm, seed, workshop) for seed in range(recipe.evaluate.seeds) for arm in recipe.evaluate.arms]
+    finished = [task for task in tasks if _is_finished(task, folder)]
+    total = workshop.steps * len(tasks)
+    with context.reporter.bar("training", total, unit="steps", done=workshop.steps * len(finished)) as bar:
+        for task in tasks:
+            if task not in finished:
+                _run_task(task, workshop, folder, bar)
+    return _summary(tasks, workshop, folder)
+
+
+# ------------------------------------------------------------------------------------------------ preparing
+
+
+def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
+    train, val, test = (folder.real_images(split) for split in ("train", "val", "test"))
+    uses_synthetic = any("synthetic" in arm for arm in recipe.evaluate.arms)
+    synthetic = folder.synthetic_images() if uses_synthetic else []
+    problems = _problems(recipe, train, test, synthetic if uses_synthetic else None)
+    if problems:
+        raise DataError(problems)
+    names = tuple(info.name for info in folder.classes())
+    options = recipe.train.label
+    soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
+    hard = labels.one_hot([image.label for image in train], len(names))
+    data = FitData(
+        real=Pictures(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
+        synthetic=Pictures(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
+        val=Pictures(_real_pixels(recipe, folder, val), labels.one_hot([image.label for image in val], len(names))),
+    )
+    section = recipe.train
+    steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
+    machine, test_pixels = choose_machine(recipe.backend.device), _real_pixels(recipe, folder, test)
+    return Workshop(recipe, names, train, {"val": val, "test": test}, synthetic, data, test_pixels, machine, steps)
+
+
+def _problems(
+    recipe: Recipe, train: list[RealImage], test: list[RealImage], synthetic: list[SyntheticImage] | None
+) -> list[Problem]:
+    problems = []
+    if not train:
+        problems.append(Problem("train", "there is no training image"))
+    if not test:
+        problems.append(Problem("train", "there is no test image, so nothing could be said about the result"))
+    if synthetic is None:
+        return problems
+    usable = [image for image in synthetic if image.weight > 0]
+    if not usable:
+        text = "an arm uses synthetic images and not one was kept"
+        problems.append(Problem("train", text, "loosen curate, draw more, or set evaluate.arms to [real]"))
+    elif recipe.train.mixing.policy == "replace" and "real+synthetic" in recipe.evaluate.arms:
+        known = {image.id for image in train}
+        if not any(image.source in known for image in usable):
+            text = "replace swaps a real image for one made from it, and these were drawn from text alone"
+            problems.append(Problem("train.mixing.policy", text, "use pool or concat"))
+    return problems
+
+
+def _real_pixels(recipe: Recipe, folder: RunFolder, images: list[RealImage]) -> np.ndarray:
+    files = [PictureFile(Path(image.path), image.sha256 or image.id) for image in images]
+    return _pixels(recipe, folder, files)
+
+
+def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
+    return _pixels(recipe, folder, [PictureFile(folder.path(image.path), image.id) for image in images])
+
+
+def _pixels(recipe: Recipe, folder: RunFolder, files: list[PictureFile]) -> np.ndarray:
+    section = recipe.dataset
+    return load_pictures(files, section.size_px, section.fit, section.max_megapixels, cache=folder.path("cache"))
+
+
+def _task(arm: str, seed: int, workshop: Workshop) -> Task:
+    recipe = workshop.recipe
+    real = [(i.id, i.sha256, i.label) for split in (workshop.train, *workshop.held_out.values()) for i in split]
+    synthetic = [] if arm == "real" else [(i.id, i.weight) for i in workshop.synthetic]
+    size = (recipe.dataset.size_px, recipe.dataset.fit)
+    return Task(
+        arm,
+        seed,
+        content_id(arm, seed, recipe.seed, recipe.train.model_dump(), size, workshop.class_names, real, synthetic),
+    )
+
+
+def _is_finished(task: Task, folder: RunFolder) -> bool:
+    return _meta(task, folder).get("key") == task.key and all(
+        folder.path(f"{task.folder}/{name}").is_file() for name in FILES
+    )
+
+
+def _meta(task: Task, folder: RunFolder) -> dict[str, Any]:
+    return json.loads(folder.meta(f"task:{task.folder}") or "{}")
+
+
+# ------------------------------------------------------------------------------------------------ one task
+
+
+def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> None:
+    start = time.monotonic()
+    section = workshop.recipe.train
+    classifier = build_model(
+        section.model,
+        num_classes=len(workshop.class_names),
+        size_px=workshop.recipe.dataset.size_px,
+        pretrained=section.pretrained,
+        seed=seed_from(workshop.recipe.seed, "weights", task.seed),
+    )
+    checkpoint = folder.path(f"{task.folder}/checkpoint.safetensors")
+    resume = read_checkpoint(checkpoint, task.key)
+    if resume:
+        bar.advance(resume.step)
+    fitted = fit(
+        classifier,
+        workshop.data,
+        slots_of(task.arm, task.seed, workshop),
+        _settings(workshop.recipe, task.seed),
+        workshop.machine,
+        resume=resume,
+        save=lambda progress: folder.write(
+            f"{task.folder}/checkpoint.safetensors", checkpoint_bytes(progress, task.key)
+        ),
+        on_step=lambda step: bar.advance(1),
+    )
+    _write(task, workshop, folder, classifier, fitted)
+    folder.set_meta(f"task:{task.folder}", json.dumps({"key": task.key, "seconds": round(time.monotonic() - start, 1)}))
+    checkpoint.unlink(missing_ok=True)
+
+
+def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
+    """Every place of every batch. The order of real pictures hangs on the seed alone: arms are paired."""
+    section, base = workshop.recipe.train, workshop.recipe.seed
+    count = workshop.steps * section.batch
+    order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
+    if arm == "real":
+        return mixing.real_only(order).shaped(workshop.steps, section.batch)
+    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
+    pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
+    if arm == "synthetic":
+        slots = mixing.synthetic_only(count, pool, rng)
+    else:
+        options = section.mixing
+        slots = mixing.mix(
+            options.policy, order, pool, fraction=options.fraction, num_real=len(workshop.train), rng=rng
+        )
+    return slots.shaped(workshop.steps, section.batch)
+
+
+def _settings(recipe: Recipe, seed: int) -> Settings:
+    shared = {
+        field.name: getattr(recipe.train, field.name) for field in dataclasses.fields(Settings) if field.name != "seed"
+    }
+    return Settings(**shared, seed=seed_from(recipe.seed, "steps", seed))
+
+
+def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
+    recipe, predictions = workshop.recipe, []
+    pixels = {"val": workshop.data.val.pixels, "test": workshop.test_pixels}
+    for weights, state in (("selected", fitted.selected), ("last", fitted.last)):
+        classifier.net.load_state_dict(state, strict=True)
+        for split, images in workshop.held_out.items():
+            found = predict(classifier, pixels[split], workshop.machine)
+            predictions.append(Prediction([i.id for i in images], split, weights, [i.label for i in images], found))
+    about = {
+        "model": recipe.train.model,
+        "classes": workshop.class_names,
+        "size_px": recipe.dataset.size_px,
+        "fit": recipe.dataset.fit,
+        "mean": classifier.mean,
+        "std": classifier.std,
+    }
+    selected_by = "val" if workshop.held_out["val"] else "last step"
+    log = log_lines(fitted.log, steps=workshop.steps, selected_step=fitted.selected_step, selected_by=selected_by)
+    contents: tuple[bytes | str, ...] = (model_bytes(fitted.selected, about), log, predictions_bytes(predictions))
+    for name, content in zip(FILES, contents, strict=True):
+        folder.write(f"{task.folder}/{name}", content)
+        folder.put_artefact(NAME, f"{task.arm}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
+
+
+def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[str, Any]:
+    rows = []
+    for task in tasks:
+        validations, closing = read_log(folder.path(f"{task.folder}/log.jsonl"))
+        best = max((row["val_accuracy"] for row in validations if "val_accuracy" in row), default=None)
+        seconds = _meta(task, folder)["seconds"]
+        rows.append({"arm": task.arm, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
+    arms, seeds = workshop.recipe.evaluate.arms, workshop.recipe.evaluate.seeds
+    line = f"{len(arms)} arm{'s' * (len(arms) > 1)} x {seeds} seed{'s' * (seeds > 1)}, {workshop.steps} steps each"
+    warnings = []
+    if not workshop.held_out["val"]:
+        warnings.append("there are no validation images: the weights after the last step are taken as they are")
+    return {"line": "; ".join([line, *warnings]), "tasks": rows, "steps": workshop.steps, "warnings": warnings}

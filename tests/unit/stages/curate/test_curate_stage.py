@@ -1,0 +1,173 @@
+"""The curate stage on a small run: what it writes down, whom it believes, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from variegate.errors import MissingExtra, ModelError, RecipeError
+from variegate.stages.curate import stage
+from variegate.stages.curate.encoders import open_encoder
+
+BLANK = {"score": "blank"}
+
+
+def agreement(**keys: object) -> dict:
+    return {"score": "class-agreement", **keys}
+
+
+def test_blank_images_are_dropped_and_stay_on_disk(coloured_run) -> None:
+    context = coloured_run(curate=[BLANK])
+    summary = stage.run(context)
+    assert summary["line"] == "18 in, 15 kept, 3 dropped (blank 3)"
+    images = context.folder.synthetic_images(kept_only=False)
+    assert [image.reason for image in images if image.action == "drop"] == ["blank"] * 3
+    assert all(context.folder.path(image.path).is_file() for image in images)
+    assert len(context.folder.synthetic_images()) == 15
+    scores = context.folder.scores("blank")
+    assert len(scores) == 18
+    assert sorted(scores.values())[:4] == [0.0, 0.0, 0.0, pytest.approx(0.5, abs=0.5)]
+
+
+def test_curating_again_replaces_its_own_decisions_and_no_human_ones(coloured_run) -> None:
+    context = coloured_run(curate=[BLANK])
+    stage.run(context)
+    first = context.folder.synthetic_images()[0].id
+    context.folder.put_decisions("human", [(first, "drop", 0.0, "ugly")])
+    stage.run(context)
+    dropped = [image for image in context.folder.synthetic_images(kept_only=False) if image.action == "drop"]
+    assert sorted(image.reason for image in dropped) == ["blank", "blank", "blank", "ugly"]
+
+
+def test_the_drawing_models_features_judge(coloured_run, drawing_model: Path) -> None:
+    """Colours are told apart by any features, even a random network's."""
+    steps = [BLANK, agreement(policy="weight", drop_below=0.05)]
+    context = coloured_run(curate=steps, backend={"model": str(drawing_model), "guidance_scale": 1.0})
+    summary = stage.run(context)
+    (judge,) = summary["judges"]
+    scores = context.folder.scores("class-agreement")
+    assert len(scores) == 18
+    assert all(0.0 <= value <= 1.0 for value in scores.values())
+    assert judge["used"] == (judge["cv_accuracy"] >= 1.5 * judge["chance"])
+    kept = context.folder.synthetic_images()
+    if judge["used"]:
+        assert "right on" in summary["line"]
+        assert [image.weight for image in kept] == pytest.approx([min(1.0, 2 * scores[image.id]) for image in kept])
+    else:
+        assert "was not used" in summary["line"]
+        assert {image.weight for image in kept} == {1.0}
+
+
+def test_clip_judges_through_open_clip(coloured_run, clip_folder: Path) -> None:
+    context = coloured_run(curate=[agreement(encoder=f"clip:{clip_folder}", policy="weight")])
+    summary = stage.run(context)
+    assert summary["judges"][0]["encoder"] == f"clip:{clip_folder}"
+    assert len(context.folder.scores(f"class-agreement clip:{clip_folder}")) == 18
+
+
+def test_clip_features_have_length_one_and_follow_the_pixels(coloured_run, clip_folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    with open_encoder(f"clip:{clip_folder}", coloured_run().recipe) as encoder:
+        assert encoder.size_px == 32
+        found = encoder.features(pixels)
+        assert found.shape == (5, 16)
+        assert np.linalg.norm(found, axis=1) == pytest.approx(1.0, abs=1e-5)
+        assert np.abs(encoder.features(pixels[3:4])[0] - found[3]).max() < 1e-5
+
+
+class Encoder:
+    """Says what it is told: the class's own direction for red and green, noise for everything when `is_blind`."""
+
+    size_px = 16
+
+    def __init__(self, is_blind: bool) -> None:
+        self.is_blind = is_blind
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        if self.is_blind:
+            seeds = pixels.reshape(len(pixels), -1)[:, :200].astype(np.uint32)
+            return np.stack([np.random.default_rng(seed).normal(size=8) for seed in seeds]).astype(np.float32)
+        return pixels.reshape(len(pixels), -1, 3).max(axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def judged(coloured_run, monkeypatch: pytest.MonkeyPatch):
+    """Run curate with a judge whose eyes are known."""
+    from contextlib import nullcontext
+
+    def make(step: dict, *, is_blind: bool):
+        monkeypatch.setattr(stage, "open_encoder", lambda name, recipe: nullcontext(Encoder(is_blind)))
+        context = coloured_run(curate=[step])
+        return context, stage.run(context)
+
+    return make
+
+
+@pytest.mark.parametrize("keys", [{"policy": "weight"}, {"drop_below": 0.9}, {"drop_fraction": 0.5}])
+def test_a_weak_judge_decides_nothing_and_the_summary_says_so(judged, keys: dict) -> None:
+    context, summary = judged(agreement(**keys), is_blind=True)
+    assert summary["judges"][0]["used"] is False
+    assert "was not used: its judge is right on" in summary["line"]
+    assert len(summary["warnings"]) == 1
+    assert {(image.action, image.weight) for image in context.folder.synthetic_images(kept_only=False)} == {("keep", 1.0)}
+
+
+def test_a_good_judge_drops_black_squares_as_off_class(judged) -> None:
+    context, summary = judged(agreement(drop_fraction=0.2), is_blind=False)
+    assert summary["dropped"] == {"off-class": 3}
+    assert "judge right on" in summary["line"]
+    scores = context.folder.scores("class-agreement")
+    for label in range(3):
+        members = [image for image in context.folder.synthetic_images(kept_only=False) if image.target == label]
+        worst = min(members, key=lambda image: scores[image.id])
+        assert worst.action == "drop"
+
+
+def test_without_a_threshold_worse_than_a_guess_is_dropped(judged) -> None:
+    context, _ = judged(agreement(), is_blind=False)
+    scores = context.folder.scores("class-agreement")
+    for image in context.folder.synthetic_images(kept_only=False):
+        assert (image.action == "drop") == (scores[image.id] < 1 / 3)
+
+
+def test_a_class_left_with_nothing_is_warned_of(coloured_run) -> None:
+    context = coloured_run(curate=[BLANK], drawn=1)
+    summary = stage.run(context)
+    assert "every synthetic image of blue was dropped" in summary["warnings"]
+
+
+def test_no_synthetic_images_is_no_trouble(coloured_run, drawing_model: Path) -> None:
+    context = coloured_run(drawn=0, curate=[BLANK, agreement()])
+    assert stage.run(context)["line"] == "0 in, 0 kept, 0 dropped"
+
+
+@pytest.mark.parametrize("key", [{"policy": "weight"}, {"drop_below": 0.1}, {"encoder": "clip:x"}])
+def test_keys_that_blank_would_ignore_are_refused(coloured_run, key: dict) -> None:
+    with pytest.raises(RecipeError, match="has no effect on blank"):
+        stage.check(coloured_run(curate=[BLANK | key]).recipe)
+
+
+def test_unknown_encoders_are_refused_with_the_nearest_name(coloured_run) -> None:
+    pytest.importorskip("open_clip")
+    steps = [agreement(encoder="dino"), agreement(encoder="clip:ViT-B-32/laion2b_s34b_b97k")]
+    with pytest.raises(RecipeError) as caught:
+        stage.check(coloured_run(curate=steps).recipe)
+    assert len(caught.value.problems) == 2
+    assert "did you mean clip:ViT-B-32/laion2b_s34b_b79k" in str(caught.value)
+
+
+def test_pickled_clip_weights_are_refused(tmp_path: Path, coloured_run) -> None:
+    pytest.importorskip("open_clip")
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="only weight format"), open_encoder(f"clip:{tmp_path}", coloured_run().recipe):
+        pass
+
+
+def test_clip_without_open_clip_names_the_extra(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(MissingExtra, match=r"variegate\[clip\]"):
+        stage.check(coloured_run(curate=[agreement(encoder="clip:ViT-B-32/openai")]).recipe)

@@ -1,0 +1,138 @@
+"""From trained classifiers to results.json, on a run made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from variegate.errors import DataError
+from variegate.stages.evaluate import stage
+from variegate.store import RunFolder
+
+ARMS = ["real", "real+synthetic", "synthetic"]
+RIGHT = {"real": 0.5, "real+synthetic": 0.85, "synthetic": 0.5}
+
+
+def put_predictions(folder: RunFolder, arm: str, seed: int) -> None:
+    """What a train stage leaves behind, with a chosen share of right answers."""
+    rng = np.random.default_rng([len(arm), seed])
+    rows = []
+    for split in ("val", "test"):
+        for weights in ("selected", "last"):
+            for image in folder.real_images(split):
+                called = image.label if rng.random() < RIGHT[arm] else (image.label + 1) % 3
+                probabilities = np.full(3, 0.1) + 0.7 * np.eye(3)[called]
+                rows.append({"id": image.id, "split": split, "weights": weights, "label": image.label,
+                             "probabilities": probabilities.tolist()})  # fmt: skip
+    home = folder.path(f"train/{arm.replace('+', '-')}/seed-{seed}")
+    home.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), home / "predictions.parquet")
+    (home / "log.jsonl").write_text('{"step": 6}\n{"steps": 12, "selected_step": 6, "selected_by": "val"}\n')
+
+
+@pytest.fixture
+def evaluated(coloured_run):
+    def make(name: str = "run", seeds: int = 3, arms: list[str] = ARMS, **options):
+        context = coloured_run(name, evaluate={"arms": arms, "seeds": seeds}, **options)
+        for arm in arms:
+            for seed in range(seeds):
+                put_predictions(context.folder, arm, seed)
+        return context, stage.run(context), json.loads(context.folder.path("results.json").read_text())
+
+    return make
+
+
+def test_results_hold_every_number_of_the_report(evaluated) -> None:
+    context, summary, found = evaluated(splits={"train": 5, "val": 4, "test": 40})
+    keys = ["schema", "variegate", "data", "classes", "counts", "synthetic", "arms", "comparisons", "warnings", "verdict"]
+    assert list(found) == keys
+    assert found["classes"] == ["blue", "green", "red"]
+    assert found["counts"] == {"train": [5] * 3, "val": [4] * 3, "test": [40] * 3}
+    real, mixed, synthetic = found["arms"]
+    assert (real["arm"], mixed["arm"], synthetic["arm"]) == tuple(ARMS)
+    assert real["selected"]["accuracy"] == pytest.approx(0.5, abs=0.08)
+    assert real["selected"]["low"] < real["selected"]["accuracy"] < real["selected"]["high"]
+    assert np.sum(real["confusion"]) == 3 * 120
+    assert np.mean(real["per_class"]) == pytest.approx(real["selected"]["accuracy"], abs=1e-5)
+    assert set(real["groups"]) == {"side 0", "side 1"}
+    assert real["worst_group"] == min(real["groups"].values())
+    assert real["seeds"][0]["selected"].keys() == {"step", "val_accuracy", "test_accuracy"}
+    assert [seed["selected"]["step"] for seed in real["seeds"]] == [6, 6, 6]
+    assert [seed["last"]["step"] for seed in real["seeds"]] == [12, 12, 12]
+
+
+def test_a_real_gain_is_seen_and_no_gain_is_not(evaluated) -> None:
+    _, summary, found = evaluated(splits={"train": 5, "val": 4, "test": 40})
+    gain, nothing = found["comparisons"]
+    assert (gain["arm"], gain["baseline"]) == ("real+synthetic", "real")
+    seeds = [[seed["selected"]["test_accuracy"] for seed in arm["seeds"]] for arm in found["arms"]]
+    expected = np.mean(np.subtract(seeds[1], seeds[0]))
+    assert gain["selected"]["difference"] == pytest.approx(expected, abs=1e-5)
+    assert gain["selected"]["low"] > 0
+    assert gain["verdict"].startswith("helps: +")
+    assert nothing["verdict"].startswith("no difference seen")
+    assert nothing["detectable"] > 0
+    assert "real+synthetic against real: helps" in found["verdict"]
+    assert summary["line"].startswith(f"real {100 * found['arms'][0]['selected']['accuracy']:.1f} %, real+synthetic ")
+    assert "3 seeds)" in summary["line"]
+
+
+def test_equal_runs_give_equal_bytes(evaluated) -> None:
+    contexts = [evaluated(name)[0] for name in ("one", "two")]
+    one, two = (context.folder.path("results.json").read_bytes() for context in contexts)
+    assert one == two
+
+
+def test_dropped_images_are_counted_by_reason(evaluated, coloured_run) -> None:
+    context = coloured_run()
+    ids = [image.id for image in context.folder.synthetic_images()]
+    context.folder.put_decisions("curate", [(ids[0], "drop", 0.0, "blank"), (ids[1], "drop", 0.0, "off-class")])
+    context.folder.put_decisions("human", [(ids[2], "drop", 0.0, "ugly")])
+    found = evaluated()[2]
+    assert found["synthetic"] == {
+        "drawn": 18, "kept": 15, "dropped": {"blank": 1, "off-class": 1, "ugly": 1}, "per_class": [3, 6, 6]
+    }  # fmt: skip
+
+
+def test_one_seed_is_warned_of(evaluated) -> None:
+    _, _, found = evaluated(seeds=1)
+    assert any("one seed only" in warning for warning in found["warnings"])
+
+
+def test_one_arm_has_nothing_to_compare_with(evaluated) -> None:
+    _, summary, found = evaluated(arms=["real"])
+    assert found["comparisons"] == []
+    assert "nothing to compare with" in found["verdict"]
+    assert summary["line"].startswith("real ")
+
+
+def test_warnings_of_earlier_stages_arrive(evaluated, coloured_run) -> None:
+    coloured_run().folder.finish_stage("curate", "k", 1.0, {"line": "", "warnings": ["a weak judge"]})
+    assert "a weak judge" in evaluated()[2]["warnings"]
+
+
+def test_predictions_of_other_images_are_refused(evaluated, coloured_run) -> None:
+    context = evaluated()[0]
+    path = context.folder.path("train/real/seed-1/predictions.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 5), path)
+    with pytest.raises(DataError, match="run train again"):
+        stage.run(context)
+
+
+def test_trained_for_real(coloured_run) -> None:
+    """Training and evaluating together: nothing but what train wrote is needed."""
+    from variegate.stages.train import stage as train
+
+    context = coloured_run()
+    train.run(context)
+    summary = stage.run(context)
+    found = json.loads(context.folder.path("results.json").read_text())
+    log = Path(context.folder.path("train/real/seed-0/log.jsonl")).read_text().splitlines()
+    best = max(json.loads(line).get("val_accuracy", -1) for line in log)
+    assert found["arms"][0]["seeds"][0]["selected"]["val_accuracy"] == pytest.approx(best, abs=1e-5)
+    assert found["verdict"] == summary["verdict"]

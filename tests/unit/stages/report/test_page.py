@@ -1,0 +1,292 @@
+"""The page as a reader meets it: its numbers, its pictures, hostile input, missing parts, one self-contained file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_run import HOSTILE, class_names, write_run
+from pages import Page, read_page
+from PIL import Image
+
+from variegate.errors import UserError
+from variegate.pipeline import Context
+from variegate.progress import QuietReporter
+from variegate.recipe import load_recipe
+from variegate.stages.report import stage
+from variegate.store import RunFolder
+
+PERCENT = "{:.1f} %".format
+
+
+def page_of(root: Path) -> Page:
+    with RunFolder.read(root) as folder:
+        return read_page(stage.write_report(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def html(finished_run: Path) -> str:
+    with RunFolder.read(finished_run) as folder:
+        return stage.write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return read_page(html)
+
+
+@pytest.fixture(scope="module")
+def results(finished_run: Path) -> dict:
+    return json.loads((finished_run / "results.json").read_text())
+
+
+def percent(value: float) -> str:
+    return PERCENT(100 * value)
+
+
+def signed(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def test_accuracies_are_those_of_results_json(page: Page, results: dict) -> None:
+    expected = []
+    for arm in results["arms"]:
+        for title, kind in (("Best on validation", "selected"), ("Last step", "last")):
+            found = arm[kind]
+            bounds = f"{percent(found['low'])} to {percent(found['high'])}"
+            expected.append([arm["arm"] + title, percent(found["accuracy"]), bounds])
+    assert page.table("Test accuracy of each training set")[1:] == expected
+
+
+def test_differences_and_verdict_are_those_of_results_json(page: Page, results: dict) -> None:
+    [comparison] = results["comparisons"]
+    expected = [
+        [title, signed(one["difference"]), f"{signed(one['low'])} to {signed(one['high'])}"]
+        for title, one in (("Best on validation", comparison["selected"]), ("Last step", comparison["last"]))
+    ]
+    assert page.table("Paired difference")[1:] == expected
+    assert page.headings[0] == results["verdict"]
+    assert comparison["verdict"] in page.all_text()
+    assert f"smaller than {100 * comparison['detectable']:.1f} points" in page.all_text()
+
+
+def test_classes_are_listed_by_change(page: Page, results: dict) -> None:
+    before, after = (arm["per_class"] for arm in results["arms"])
+    differences = results["comparisons"][0]["per_class"]
+    order = sorted(range(10), key=lambda label: -differences[label])
+    expected = [[results["classes"][i], percent(before[i]), percent(after[i]), signed(differences[i])] for i in order]
+    assert page.table("Test accuracy per class")[1:] == expected
+
+
+def test_every_seed_is_listed(page: Page, results: dict) -> None:
+    rows = page.table("Accuracy of every trained classifier")[1:]
+    assert len(rows) == 6
+    first = results["arms"][0]["seeds"][0]
+    values = [first["selected"]["val_accuracy"], first["selected"]["test_accuracy"]]
+    assert rows[0][:5] == ["real", "0", "270", *map(percent, values)]
+    assert rows[0][-1] == "20 s"
+
+
+def test_groups_calibration_and_most_frequent_mistake(page: Page, results: dict) -> None:
+    rows = {row[0]: row[1:] for row in page.table("Test accuracy per group")}
+    assert rows["<u>forest</u>"] == [percent(arm["groups"]["<u>forest</u>"]) for arm in results["arms"]]
+    assert rows["Worst group"] == [percent(arm["worst_group"]) for arm in results["arms"]]
+    assert percent(results["arms"][0]["ece"]) in page.all_text()
+    shares = {
+        (true, predicted): count / sum(line)
+        for true, line in enumerate(results["arms"][0]["confusion"])
+        for predicted, count in enumerate(line)
+        if true != predicted
+    }
+    assert page.table("Most frequent mistakes")[1][2] == percent(max(shares.values()))
+
+
+def test_counts_are_those_of_the_database(page: Page, finished_run: Path) -> None:
+    with RunFolder.read(finished_run) as folder:
+        drawn = folder.synthetic_images(kept_only=False)
+        kept = folder.synthetic_images()
+    total = page.table("Images per class and split")[-1]
+    assert total == ["All", "50", "30", "60", str(len(drawn)), str(len(kept))]
+    assert f"{len(drawn) - len(kept)} of {len(drawn)} drawn images" in page.all_text()
+    reasons = {"blank": 0, "off-class": 0}
+    for image in drawn:
+        if image.action == "drop":
+            reasons[image.reason] += 1
+    for reason, count in reasons.items():
+        assert re.search(rf"{reason}\s+{count} images", page.all_text())
+
+
+def test_times_and_rates(page: Page) -> None:
+    rows = {row[0]: row[1:] for row in page.table("Wall time")}
+    assert rows["generate"][:3] == ["34 s", "21 %", "5.8"]
+    assert rows["Total"][0] == "2 min 48 s"
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def test_pictures_are_small_and_inside_the_page(page: Page) -> None:
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(sources) > 50
+    for source in sources:
+        head, data = source.split(",", 1)
+        assert head == "data:image/webp;base64"
+        assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 96
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert len(alts) == len(sources) and all(alts)
+
+
+def test_gallery_says_what_each_image_is(page: Page) -> None:
+    text = " ".join(page.all_text().split())
+    assert "4 of 4 made from this image" in text
+    assert "strength 0.7" in text and "class-agreement 0.37" in text
+    assert "kept, weight 0.37" in text and "dropped: blank" in text
+    assert "16 % Adonis blue 84 % Clouded yellow" in text  # gamma 0.5, strength 0.7
+    assert "a photo of a Adonis blue" in text
+
+
+def test_images_drawn_from_text_stand_beside_real_examples(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "text", from_text=True, generate={"method": "real-gen"})
+    text = " ".join(page_of(root).all_text().split())
+    assert "Real examples on the left" in text and "6 of 20 made for this class" in text
+
+
+def test_a_missing_picture_leaves_a_frame(tmp_path: Path, finished_run: Path) -> None:
+    root = shutil.copytree(finished_run, tmp_path / "copy")
+    one_class = min((root / "data" / "train").iterdir())  # the page shows one of its images
+    for path in one_class.iterdir():
+        path.write_bytes(b"no picture")
+    page = page_of(root)
+    assert page.all_text().count("file missing or unreadable") == 1
+
+
+# ------------------------------------------------------------------------------------------------ safe and whole
+
+
+def test_hostile_names_stay_text(page: Page) -> None:
+    assert not page.tags & {"script", "u", "i", "iframe", "object"}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    for name in (*HOSTILE, "class 3 <i>has</i> few test images", "train/<a>.jpg", "train/<broken>.jpg"):
+        assert name in page.all_text()
+    assert page.unclosed == []
+
+
+def test_page_loads_nothing(page: Page, html: str) -> None:
+    for tag, name, value in page.attributes:
+        if name in {"src", "href", "srcset", "action", "data"}:
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    assert "http://" not in html and "https://" not in html
+    assert "@import" not in html and "url(" not in html
+    assert "default-src 'none'" in html
+
+
+def test_every_link_leads_to_a_heading(page: Page) -> None:
+    targets = {value for _, name, value in page.attributes if name == "id"}
+    links = {value[1:] for tag, name, value in page.attributes if tag == "a" and name == "href"}
+    assert links and links <= targets
+    labels = {value for _, name, value in page.attributes if name == "aria-labelledby"}
+    assert labels <= targets
+
+
+def test_equal_runs_give_equal_bytes(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = write_run(tmp_path / finished_run.name, generate={"method": "real-mix"})
+    for root in (finished_run, again):
+        monkeypatch.chdir(root.parent)  # the command to repeat names the folder from here
+        with RunFolder.read(root) as folder:
+            stage.write_report(folder)
+    for name in ("report.html", "report.md", "summary.json"):
+        assert (again / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_a_hundred_classes_stay_readable_and_small(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "many", 100, generate={"method": "real-mix"})
+    page = page_of(root)
+    assert (root / "report.html").stat().st_size < 3_000_000
+    assert len(page.table("The 10 classes that gained most")) == 11
+    assert len(page.table("Test accuracy per class")) == 101  # the whole list can be opened
+    assert set(class_names(100)) <= {row[0] for row in page.table("Images per class")}
+
+
+# ------------------------------------------------------------------------------------------------ unfinished runs
+
+
+@pytest.mark.parametrize(
+    ("until", "recipe", "expected"),
+    [
+        ("dataset", {}, "nothing is drawn yet"),
+        ("generate", {}, "the run stopped before or in the stage 'train'"),
+        (
+            "dataset",
+            {"generate": {"method": "none"}, "evaluate": {"arms": ["real"]}},
+            "this recipe makes none (generate.method: none)",
+        ),
+    ],
+)
+def test_an_unfinished_run_says_what_is_missing(tmp_path: Path, until: str, recipe: dict, expected: str) -> None:
+    page = page_of(write_run(tmp_path / "part", until=until, **recipe))
+    assert expected in page.all_text()
+    assert page.headings[0] == "No verdict yet: this run has no results."
+    assert "Data" in page.headings and "Accuracy on the test images" not in page.headings
+
+
+def test_an_empty_run_folder_has_a_page(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "empty").close()
+    page = page_of(tmp_path / "empty")
+    assert "the run folder has no recipe.yaml" in page.all_text()
+    assert "No stage has finished yet." in page.all_text()
+
+
+def test_one_arm_and_one_seed_give_no_interval(tmp_path: Path, finished_run: Path) -> None:
+    root = shutil.copytree(finished_run, tmp_path / "single")
+    found = json.loads((root / "results.json").read_text())
+    arm = found["arms"][0]
+    arm["seeds"] = arm["seeds"][:1]
+    for kind in ("selected", "last"):
+        arm[kind] |= {"low": None, "high": float("nan")}
+    arm |= {"groups": None, "worst_group": None, "ece": None, "confusion": []}
+    (root / "results.json").write_text(json.dumps(found | {"arms": [arm], "comparisons": []}))
+    page = page_of(root)
+    rows = page.table("Test accuracy of each training set")
+    assert [row[2] for row in rows[1:]] == ["no interval"] * 2
+    assert "Change per class" not in page.headings and "Groups" not in page.headings
+    assert "trains one arm only (real)" in page.all_text()
+    assert "NaN" not in (root / "summary.json").read_text()
+
+
+def test_decisions_made_after_the_evaluation_are_told(tmp_path: Path, finished_run: Path) -> None:
+    root = shutil.copytree(finished_run, tmp_path / "reviewed")
+    with RunFolder.create(root) as folder:
+        first = folder.synthetic_images()[0]
+        folder.put_decisions("human", [(first.id, "drop", 0.0, "wrong <em>wing</em>")])
+        page = read_page(stage.write_report(folder).read_text(encoding="utf-8"))
+    assert "156 kept synthetic images; 155 are kept now" in page.all_text()
+    assert "wrong <em>wing</em>" in page.all_text()
+
+
+# ------------------------------------------------------------------------------------------------ glue
+
+
+def test_stage_writes_all_views(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run")
+    with RunFolder.create(root) as folder:
+        summary = stage.run(Context(load_recipe(str(root / "recipe.yaml")), folder, QuietReporter()))
+    size = (root / "report.html").stat().st_size
+    assert summary == {"line": f"report.html written ({size / 1e3:.0f} kB)", "bytes": size}
+    assert (root / "report.md").is_file() and (root / "summary.json").is_file()
+
+
+def test_suffix_of_out_chooses_the_view(finished_run: Path, tmp_path: Path) -> None:
+    with RunFolder.read(finished_run) as folder:
+        for name, start in (("a.html", "<!doctype html>"), ("b.md", "# variegate report"), ("c.json", "{")):
+            assert stage.write_report(folder, tmp_path / name).read_text().lstrip().startswith(start)
+        with pytest.raises(UserError, match=r"use \.html, \.md or \.json"):
+            stage.write_report(folder, tmp_path / "report.pdf")
+    assert not (tmp_path / "report.pdf").exists()

@@ -1,0 +1,82 @@
+"""The Summary behind the page, and its Markdown and JSON views."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from fake_run import class_names
+
+from variegate.stages.report import html, results
+from variegate.stages.report.contents import Interval, Summary
+from variegate.stages.report.scale import nice_scale
+from variegate.stages.report.summary import summarize
+from variegate.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def summary(finished_run: Path) -> Iterator[Summary]:
+    with pytest.MonkeyPatch.context() as patch, RunFolder.read(finished_run) as folder:
+        patch.chdir(finished_run.parent)
+        yield summarize(folder)
+
+
+def test_json_holds_the_whole_summary(summary: Summary) -> None:
+    text = html.render_json(summary)
+    assert json.loads(text) == json.loads(json.dumps(asdict(summary)))
+    assert json.loads(text)["arms"][1]["name"] == "real+synthetic"
+
+
+def test_summary_names_pictures_by_id_not_by_path(summary: Summary, finished_run: Path) -> None:
+    assert str(finished_run) not in html.render_json(summary)
+    assert len(set(summary.picture_ids)) == len(summary.picture_ids) > 40
+
+
+def test_gallery_covers_the_classes(summary: Summary) -> None:
+    assert [exhibit.class_name for exhibit in summary.exhibits] == class_names(10)
+    assert all(len(exhibit.variants) == 4 for exhibit in summary.exhibits)
+
+
+def test_curves_are_read_and_averaged(summary: Summary) -> None:
+    assert len(summary.curves) == 6
+    curve = summary.curves[0]
+    assert [step for step, _ in curve.val_accuracy] == list(range(30, 301, 30))
+    assert len(curve.loss) <= results.MAX_POINTS and curve.loss[-1][0] == 300
+    mean = results.mean_curve([curve.val_accuracy for curve in summary.curves[:3]])
+    assert mean[-1][1] == pytest.approx(sum(c.val_accuracy[-1][1] for c in summary.curves[:3]) / 3)
+
+
+def test_command_repeats_the_run(summary: Summary) -> None:
+    assert summary.command == "variegate run --recipe butterflies/recipe.yaml --out butterflies-again"
+
+
+def test_environment_names_versions(summary: Summary) -> None:
+    expected = (("python", "3.11.9"), ("cores", "2"), ("torch", "2.15.0"), ("diffusers", "0.42.0"))
+    assert summary.environment == expected
+
+
+def test_markdown_keeps_hostile_names_inside_their_cell(summary: Summary) -> None:
+    text = html.render_markdown(summary)
+    assert "<script>" not in text and "<b>" not in text
+    row = next(line for line in text.splitlines() if "pipe" in line)
+    assert row.replace("\\|", "").count("|") == 5
+    assert summary.verdict in text
+
+
+def test_interval_sides() -> None:
+    assert Interval(0.1, 0.01, 0.2).sides == "better"
+    assert Interval(-0.1, -0.2, -0.01).sides == "worse"
+    assert Interval(0.1, -0.01, 0.2).sides == Interval(0.1).sides == "unclear"
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [0.0, 1.0], [], [None], [0.33, 0.3300001], [-0.02, 0.4], [2.31, 0.004], [1e-7, 2e-7]]
+)
+def test_scales_hold_their_values(values: list[float | None]) -> None:
+    scale = nice_scale(values)
+    assert 2 <= len(scale.ticks) <= 9
+    for value in values:
+        assert value is None or scale.low - 1e-9 <= value <= scale.high + 1e-9

@@ -1,0 +1,97 @@
+"""Which picture fills which place: shares, weights, parents, pairing and passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from variegate.stages.train import mixing
+
+POOL = mixing.Pool(weights=np.array([1.0, 0.5, 0.0, 1.0]), parents=np.array([0, 0, 0, 2]))
+
+
+def order(count: int = 9000, num_real: int = 3) -> np.ndarray:
+    return mixing.real_order(num_real, count, np.random.default_rng(7))
+
+
+def mixed(policy: mixing.Policy, fraction: float = 0.4, seed: int = 0) -> mixing.Slots:
+    rng = np.random.default_rng(seed)
+    return mixing.mix(policy, order(), POOL, fraction=fraction, num_real=3, rng=rng)
+
+
+def test_real_pictures_come_in_whole_passes() -> None:
+    passes = order(30, 10).reshape(3, 10)
+    assert all(sorted(one) == list(range(10)) for one in passes.tolist())
+    assert passes[0].tolist() != passes[1].tolist()
+
+
+def test_replace_puts_only_pictures_made_from_the_same_real_one() -> None:
+    slots, real = mixed("replace"), order()
+    taken = slots.is_synthetic
+    assert (POOL.parents[slots.index[taken]] == real[taken]).all()
+    assert not taken[real == 1].any()  # nothing was made from picture 1
+    assert taken[real == 2].mean() == pytest.approx(0.4, abs=0.03)
+    from_first = slots.index[taken & (real == 0)]
+    assert not np.any(from_first == 2)  # its weight is 0
+    assert np.mean(from_first == 0) == pytest.approx(2 / 3, abs=0.04)  # weights 1 and 0.5
+
+
+def test_pool_takes_any_by_weight_and_keeps_the_share() -> None:
+    slots = mixed("pool")
+    assert slots.is_synthetic.mean() == pytest.approx(0.4, abs=0.02)
+    shares = np.bincount(slots.index[slots.is_synthetic], minlength=4) / slots.is_synthetic.sum()
+    assert shares == pytest.approx([0.4, 0.2, 0.0, 0.4], abs=0.03)
+
+
+def test_concat_holds_every_picture_once_a_pass() -> None:
+    slots = mixed("concat")
+    real = np.bincount(slots.index[~slots.is_synthetic], minlength=3)
+    synthetic = np.bincount(slots.index[slots.is_synthetic], minlength=4)
+    assert real.max() - real.min() <= 1
+    assert synthetic / real.mean() == pytest.approx([1.0, 0.5, 0.0, 1.0], abs=0.05)
+
+
+@pytest.mark.parametrize("policy", ["replace", "pool", "concat"])
+def test_real_pictures_that_stay_keep_the_shared_order(policy: mixing.Policy) -> None:
+    slots, real = mixed(policy), order()
+    stayed = slots.index[~slots.is_synthetic]
+    expected = real[: len(stayed)] if policy == "concat" else real[~slots.is_synthetic]
+    assert stayed.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("policy", ["replace", "pool", "concat"])
+def test_equal_generators_give_equal_slots(policy: mixing.Policy) -> None:
+    one, two, other = mixed(policy), mixed(policy), mixed(policy, seed=1)
+    assert (one.index == two.index).all()
+    assert (one.is_synthetic == two.is_synthetic).all()
+    assert (one.is_synthetic != other.is_synthetic).any()
+
+
+def test_fraction_ends() -> None:
+    assert not mixed("pool", 0.0).is_synthetic.any()
+    assert mixed("pool", 1.0).is_synthetic.all()
+
+
+def test_synthetic_only_respects_weights() -> None:
+    slots = mixing.synthetic_only(5000, POOL, np.random.default_rng(0))
+    assert slots.is_synthetic.all()
+    assert np.bincount(slots.index, minlength=4) / 5000 == pytest.approx([0.4, 0.2, 0.0, 0.4], abs=0.03)
+
+
+@pytest.mark.parametrize("policy", ["replace", "pool", "concat"])
+def test_nothing_to_choose_from_is_refused_not_trained_on_real_alone(policy: mixing.Policy) -> None:
+    empty = mixing.Pool(np.zeros(2), np.array([0, 1]))
+    with pytest.raises(ValueError, match="no synthetic picture"):
+        mixing.mix(policy, order(), empty, fraction=0.5, num_real=3, rng=np.random.default_rng(0))
+
+
+def test_replace_without_any_parent_is_refused() -> None:
+    orphans = mixing.Pool(np.ones(2), np.array([-1, -1]))
+    with pytest.raises(ValueError, match="was made from"):
+        mixing.mix("replace", order(), orphans, fraction=0.5, num_real=3, rng=np.random.default_rng(0))
+
+
+def test_epochs_count_real_pictures_only() -> None:
+    assert mixing.num_steps(steps=None, epochs=10, num_real=50, batch=25) == 20
+    assert mixing.num_steps(steps=7, epochs=None, num_real=50, batch=25) == 7
+    assert mixing.num_steps(steps=None, epochs=1, num_real=3, batch=48) == 1

@@ -1,0 +1,87 @@
+"""Classifiers by name, their weights, and what is said when something does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from variegate.errors import ModelError
+from variegate.stages.train.models import Classifier, build_model, check_model_name
+
+
+def build(name: str = "resnet-small", seed: int = 0, pretrained: bool | str = False, num_classes: int = 3) -> Classifier:
+    return build_model(name, num_classes=num_classes, size_px=32, pretrained=pretrained, seed=seed)
+
+
+@pytest.mark.parametrize("name", ["resnet-small", "resnet10t", "vit_tiny_patch16_224"])
+def test_models_take_the_recipes_size_and_classes(name: str) -> None:
+    classifier = build(name)
+    logits = classifier.net.eval()(torch.zeros(2, 3, 32, 32))
+    assert logits.shape == (2, 3)
+    assert classifier.head in list(classifier.net.modules())
+
+
+def test_first_weights_depend_on_the_seed_alone() -> None:
+    before = torch.random.get_rng_state()
+    one = build().net.state_dict()
+    torch.rand(5)
+    two, other = build().net.state_dict(), build(seed=1).net.state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["stem.weight"], other["stem.weight"])
+    torch.random.set_rng_state(before)
+
+
+def test_a_mistyped_model_gets_a_suggestion() -> None:
+    (problem,) = check_model_name("resnet81", False)
+    assert "did you mean resnet" in problem.remedy
+    with pytest.raises(ModelError, match="resnet81"):
+        build("resnet81")
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    problems = check_model_name("resnett18", str(tmp_path / "weights.bin"))
+    assert len(problems) == 2
+    assert ".safetensors" in str(problems[1])
+
+
+def test_own_model_has_no_published_weights() -> None:
+    with pytest.raises(ModelError, match="no published weights"):
+        build(pretrained=True)
+
+
+def test_published_weights_offline_are_an_error_with_a_remedy() -> None:
+    """Never fresh weights instead."""
+    with pytest.raises(ModelError, match="go online once"):
+        build("resnet10t", pretrained=True)
+
+
+def test_weights_from_a_file_fit_all_but_the_head(tmp_path: Path) -> None:
+    given = build(seed=4, num_classes=7).net.state_dict()
+    save_file(given, tmp_path / "w.safetensors")
+    loaded, fresh = build(pretrained=str(tmp_path / "w.safetensors")), build()
+    state = loaded.net.state_dict()
+    assert all(torch.equal(state[key], given[key]) for key in state if not key.startswith("head."))
+    assert torch.equal(loaded.head.weight, fresh.head.weight)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    given = build().net.state_dict()
+    given["surplus"] = given.pop("stem.weight")
+    given["norm.weight"] = torch.zeros(5)
+    save_file(given, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError) as caught:
+        build(pretrained=str(tmp_path / "w.safetensors"))
+    text = str(caught.value)
+    assert "lacks stem.weight" in text
+    assert "has surplus" in text
+    assert "norm.weight is [5]" in text
+    assert load_file(tmp_path / "w.safetensors").keys() == given.keys()
+
+
+def test_a_broken_weight_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be read"):
+        build(pretrained=str(tmp_path / "w.safetensors"))

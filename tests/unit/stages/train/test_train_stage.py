@@ -1,0 +1,155 @@
+"""The train stage on a small run: files, pairing, resuming, and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from variegate.errors import DataError, ModelError
+from variegate.stages.train import fit as fitting
+from variegate.stages.train import stage
+from variegate.stages.train.models import load_classifier
+from variegate.stages.train.pictures import PictureFile, load_pictures
+from variegate.store import file_sha256
+
+TASKS = ["real/seed-0", "real/seed-1", "real-synthetic/seed-0", "real-synthetic/seed-1"]
+
+
+class Killed(Exception):
+    pass
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path.relative_to(root).as_posix(): file_sha256(path) for path in sorted((root / "train").rglob("*.*"))}
+
+
+def test_every_task_leaves_model_log_and_predictions(coloured_run) -> None:
+    context = coloured_run()
+    summary = stage.run(context)
+    assert summary["line"] == "2 arms x 2 seeds, 12 steps each"
+    assert [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)] == list(digests(context.folder.root))
+    assert len(context.folder.artefacts("train")) == 12
+    table = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
+    counts = {(split, weights): 0 for split in ("val", "test") for weights in ("selected", "last")}
+    for row in table:
+        counts[row["split"], row["weights"]] += 1
+    assert counts == {(s, w): 12 if s == "val" else 36 for s, w in counts}
+    assert all(sum(row["probabilities"]) == pytest.approx(1.0, abs=1e-4) for row in table)
+    closing = json.loads(context.folder.path("train/real/seed-0/log.jsonl").read_text().splitlines()[-1])
+    assert closing["steps"] == 12
+    assert closing["selected_step"] in (4, 8, 12)
+    assert closing["selected_by"] == "val"
+
+
+def test_a_trained_model_can_be_loaded_and_says_the_same(coloured_run) -> None:
+    context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
+    stage.run(context)
+    net, about = load_classifier(context.folder.path("train/real/seed-0/model.safetensors"))
+    assert about["classes"] == ["blue", "green", "red"]
+    rows = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
+    rows = [row for row in rows if row["split"] == "test" and row["weights"] == "selected"]
+    files = [PictureFile(Path(image.path), image.id) for image in context.folder.real_images("test")]
+    pixels = load_pictures(files, 16, "crop", 1.0, cache=context.folder.path("cache"))
+    scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - about["mean"][0]) / about["std"][0]
+    with torch.inference_mode():
+        found = net(scaled).softmax(dim=1).numpy()
+    assert np.abs(found - np.array([row["probabilities"] for row in rows])).max() < 0.05  # bf16 against fp32
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = coloured_run("whole"), coloured_run("broken")
+    stage.run(whole)
+    monkeypatch.setattr(fitting, "CHECKPOINT_EVERY_S", 0.0)
+    real_fit, steps = fitting.fit, []
+
+    def fragile(*args, on_step, **options):
+        def count(step: int) -> None:
+            on_step(step)
+            steps.append(step)
+            if len(steps) == 18:  # in the middle of the second task
+                raise Killed
+
+        return real_fit(*args, on_step=count, save_every_s=0.0, **options)
+
+    monkeypatch.setattr(stage, "fit", fragile)
+    with pytest.raises(Killed):
+        stage.run(broken)
+    assert broken.folder.path("train/real-synthetic/seed-0/checkpoint.safetensors").exists()
+    stage.run(broken)
+    assert len(steps) == 48, "finished tasks and finished steps are not done again"
+    assert digests(broken.folder.root) == digests(whole.folder.root)
+
+
+def test_finished_tasks_are_kept_until_what_they_depend_on_changes(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = coloured_run()
+    stage.run(context)
+    trained: list[str] = []
+    run_task = stage._run_task
+    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    stage.run(context)
+    assert trained == []
+    dropped = context.folder.synthetic_images()[0].id
+    context.folder.put_decisions("human", [(dropped, "drop", 0.0, "ugly")])
+    stage.run(context)
+    assert trained == ["train/real-synthetic/seed-0", "train/real-synthetic/seed-1"]
+    context.folder.path("train/real/seed-1/log.jsonl").unlink()
+    stage.run(context)
+    assert trained[2:] == ["train/real/seed-1"]
+
+
+def test_arms_of_a_seed_are_paired(coloured_run) -> None:
+    """Same first weights, same real pictures in the same order, same number of steps."""
+    context = coloured_run()
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    real, mixed = (stage.slots_of(arm, 0, workshop) for arm in ("real", "real+synthetic"))
+    assert real.index.shape == mixed.index.shape == (12, 8)
+    assert (real.index == mixed.index)[~mixed.is_synthetic].all()
+    assert mixed.is_synthetic.any()
+    assert (stage.slots_of("real", 1, workshop).index != real.index).any()
+
+
+def test_without_validation_images_the_summary_says_so(coloured_run) -> None:
+    context = coloured_run(splits={"train": 4, "test": 4}, evaluate={"arms": ["real"], "seeds": 1})
+    summary = stage.run(context)
+    assert "no validation images" in summary["line"]
+    assert summary["tasks"][0]["selected_by"] == "last step"
+
+
+def test_an_arm_without_kept_images_is_refused(coloured_run) -> None:
+    context = coloured_run()
+    everything = [(image.id, "drop", 0.0, "off-class") for image in context.folder.synthetic_images()]
+    context.folder.put_decisions("curate", everything)
+    with pytest.raises(DataError, match="not one was kept"):
+        stage.run(context)
+
+
+def test_replace_without_sources_is_refused(coloured_run) -> None:
+    context = coloured_run(drawn=1, train={"mixing": {"policy": "replace"}})
+    with pytest.raises(DataError, match=r"use pool or concat"):
+        stage.run(context)
+
+
+def test_a_mistyped_model_stops_before_anything_is_read(coloured_run) -> None:
+    with pytest.raises(ModelError, match="did you mean"):
+        stage.check(coloured_run(train={"model": "resnet-smal"}).recipe)
+
+
+def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:
+    context = coloured_run()
+    files = [PictureFile(Path(image.path), image.id) for image in context.folder.real_images("train")]
+    cache = context.folder.path("cache")
+    held = load_pictures(files, 16, "crop", 1.0, cache=cache)
+    assert not cache.exists()
+    mapped = load_pictures(files, 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
+    assert isinstance(mapped, np.memmap)
+    assert (mapped == held).all()
+    other = load_pictures(files[::-1], 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
+    assert (other == held[::-1]).all()
+    data = fitting.Pictures(mapped, np.zeros((len(mapped), 3), np.float32))
+    assert dataclasses.replace(data).pixels is mapped

@@ -1,0 +1,187 @@
+"""The starter's U-Net and text encoder, trained together on cached latents.
+
+v-prediction with min-SNR-5 weights (arXiv 2303.09556), captions drawn anew at every step, moving averages of all
+weights, and a learning rate that has run out exactly when the time budget has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from starter.captions import random_caption
+from starter.data import Item
+from starter.tokenizer import MAX_TOKENS
+from starter.training import (
+    Average,
+    Budget,
+    learning_rate,
+    load_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    set_learning_rate,
+)
+
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 6
+CHANNELS, HEADS = (64, 128, 192), (2, 4, 6)
+BATCH = 64
+PEAK_RATE = 6e-4
+HOLD_FRACTION = 0.35  # of the budget at the peak rate
+SNR_CAP = 5.0
+EMA_DECAY = 0.998
+SAVE_EVERY_S = 240
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """What turns noise and words into latents."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def build_denoiser(tokenizer: CLIPTokenizer, sample_size: int) -> Denoiser:
+    """Fresh weights; `sample_size` is the latents' edge."""
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        # no attention at the finest level: it would more than halve the speed
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=HEADS,  # diffusers reads this as the number of heads
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=TEXT_HEADS,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Denoiser(unet, CLIPTextModel(config), tokenizer)
+
+
+def train_denoiser(
+    denoiser: Denoiser,
+    latents: torch.Tensor,
+    items: list[Item],
+    work: Path,
+    *,
+    minutes: float,
+    device: str,
+    seed: int,
+    preview_every_min: float,
+    preview: Callable[[Denoiser, int], None],
+) -> Denoiser:
+    """Train until the budget is spent; `latents` [N or 2 * N, 4, h, w] have unit variance, mirrors second.
+
+    `preview` is called with averaged weights and the number of images seen. Continues from `work/unet.safetensors`.
+    Returns the averaged weights.
+    """
+    model = (
+        torch.nn.ModuleDict({"unet": denoiser.unet, "text_encoder": denoiser.text_encoder}).float().to(device).train()
+    )
+    model["unet"].to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    average = Average(model.named_parameters(), EMA_DECAY)
+    checkpoint, step, spent_s = work / "unet.safetensors", 0, 0.0
+    if checkpoint.exists():
+        parts, facts = load_checkpoint(checkpoint)
+        model.load_state_dict(parts["model"], strict=False)
+        average.values = {name: value.to(device) for name, value in parts["average"].items()}
+        restore_optimizer(optimizer, parts["optimizer"])
+        step, spent_s = facts["step"], facts["spent_s"]
+    budget, saved_s, shown_s, recent = Budget(minutes, spent_s), spent_s, spent_s, []
+    snr = _signal_to_noise().to(device)
+    while budget.fraction < 1:
+        set_learning_rate(optimizer, learning_rate(PEAK_RATE, step, budget.fraction, hold=HOLD_FRACTION))
+        recent.append(_step(model, denoiser.tokenizer, optimizer, snr, latents, items, [seed, 2, step], device))
+        average.update(step)
+        step += 1
+        if step % 50 == 0:
+            state = f"rate {optimizer.param_groups[0]['lr']:.1e}, loss {np.mean(recent):.4f}"
+            print(f"unet: step {step}, {step * BATCH} images, {budget.spent_s / 60:.1f} min, {state}", flush=True)
+            recent.clear()
+        if budget.spent_s - saved_s > SAVE_EVERY_S or budget.fraction == 1:
+            saved_s = budget.spent_s
+            tensors = {"model": dict(model.named_parameters()), "average": average.values}
+            save_checkpoint(checkpoint, tensors, optimizer, {"step": step, "spent_s": saved_s, "images": step * BATCH})
+        if budget.spent_s - shown_s > 60 * preview_every_min:
+            shown_s = budget.spent_s
+            preview(averaged(denoiser, average.values), step * BATCH)
+    return averaged(denoiser, average.values)
+
+
+def averaged(denoiser: Denoiser, values: dict[str, torch.Tensor]) -> Denoiser:
+    """A copy of the denoiser that carries the averaged weights, on the CPU."""
+    unet, text_encoder = (
+        UNet2DConditionModel.from_config(denoiser.unet.config),
+        CLIPTextModel(denoiser.text_encoder.config),
+    )
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        own = {key.removeprefix(f"{name}."): value.cpu() for key, value in values.items() if key.startswith(f"{name}.")}
+        module.load_state_dict(own, strict=False)
+        module.eval()
+    return Denoiser(unet, text_encoder, denoiser.tokenizer)
+
+
+def _step(model, tokenizer, optimizer, snr, latents, items, seed: list[int], device: str) -> float:
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(len(latents), size=BATCH)
+    captions = [random_caption(items[index % len(items)], rng) for index in chosen]
+    tokens = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+    ).input_ids
+    clean = latents[torch.from_numpy(chosen)].to(device, torch.float32)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    # one time in each of BATCH equal slices: the loss of a batch then says more about the model than about its times
+    times = torch.from_numpy(((np.arange(BATCH) + rng.random(BATCH)) / BATCH * len(snr)).astype(np.int64)).to(device)
+    signal = (snr[times] / (1 + snr[times])).sqrt()[:, None, None, None]
+    sigma = (1 - signal**2).sqrt()
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        words = model["text_encoder"](tokens.to(device)).last_hidden_state
+        noisy = (signal * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        drawn = model["unet"](noisy, times, words).sample
+    weight = snr[times].clamp(max=SNR_CAP) / (snr[times] + 1)
+    error = (drawn.float() - (signal * noise - sigma * clean)).square().mean((1, 2, 3))
+    loss = (weight * error).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _signal_to_noise() -> torch.Tensor:
+    kept = build_scheduler().alphas_cumprod  # ᾱ
+    return (kept / (1 - kept)).float()

@@ -1,0 +1,241 @@
+"""Train the starter model from nothing (or from existing weights) and export it as a diffusers folder.
+
+    python tools/train_starter.py all --work WORK          every stage: about 2 h on two CPU cores
+    python tools/train_starter.py unet --work WORK         one stage; the ones before it must have run
+    python tools/train_starter.py grid                     pictures of what the exported starter draws
+    python tools/train_starter.py all --work PHOTOS --images PARQUET --init src/variegate/backends/starter \\
+        --out FOLDER --device cuda                         a version for photos, captions "a photo of a NAME"
+
+The same command continues after a kill. Time budgets are wall clock and count across restarts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: one busy neighbour would slow it tenfold otherwise
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the network
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STARTER = REPOSITORY / "src" / "variegate" / "backends" / "starter"
+STAGES = ("data", "autoencoder", "unet", "decoder", "export")
+TOKENIZER_CAPTIONS = 20_000
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("all", *STAGES, "grid"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("work/starter"), help="pictures and checkpoints (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=STARTER, help="the exported folder (the package's own by default)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PARQUET",
+        help="train on photos: files or folders of Parquet with image bytes and a name column",
+    )
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="start from the weights of an exported folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--minutes", type=float, help="budget of the stage (autoencoder 20, unet 70, decoder 12)")
+    parser.add_argument(
+        "--preview-every",
+        type=float,
+        default=20,
+        metavar="MIN",
+        help="sample grid and export during unet (%(default)s)",
+    )
+    parser.add_argument(
+        "--species", type=int, default=32_000, help="butterfly species to draw, three pictures each (%(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=64, help="edge of the pictures, px (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (%(default)s)")
+    parser.add_argument(
+        "--docs", type=Path, default=REPOSITORY / "docs" / "img", help="where `grid` writes (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if options.size % 32:
+        parser.error(
+            f"--size is {options.size}, should be a multiple of 32 (three levels on latents of a quarter of it)"
+        )
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    stages = {
+        "data": make_data,
+        "autoencoder": make_autoencoder,
+        "unet": make_unet,
+        "decoder": make_decoder,
+        "export": make_export,
+        "grid": make_grids,
+    }
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        stages[stage](options)
+    return 0
+
+
+def make_data(options: argparse.Namespace) -> None:
+    from starter.data import draw_shards, read_parquet_shards
+
+    folder = options.work / "data"
+    if options.images:
+        read_parquet_shards(folder, options.images, size_px=options.size)
+    else:
+        draw_shards(
+            folder,
+            num_species=options.species,
+            per_species=3,
+            size_px=options.size,
+            seed=options.seed,
+            workers=options.threads,
+        )
+
+
+def make_autoencoder(options: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from starter.autoencoder import MAX_ENCODED, encode_all, train_autoencoder
+    from starter.data import load_pictures
+
+    torch.set_num_threads(options.threads)
+    pictures = load_pictures(options.work / "data")
+    model = train_autoencoder(
+        pictures,
+        options.work,
+        minutes=options.minutes or 20,
+        device=options.device,
+        seed=options.seed,
+        init=options.init,
+    )
+    latents = encode_all(model, pictures.images[:MAX_ENCODED], options.device)
+    mean, std = float(latents.float().mean()), float(latents.float().std())
+    model.register_to_config(scaling_factor=1 / std)  # the pipelines multiply by this, so latents have unit deviation
+    print(f"autoencoder: latents' mean {mean:.3f}, deviation {std:.3f}", flush=True)
+    model.save_pretrained(options.work / "vae")
+    temporary = options.work / "latents.partial"
+    save_file({"latents": (latents.float() / std).half()}, temporary)
+    temporary.replace(options.work / "latents.safetensors")
+
+
+def make_unet(options: argparse.Namespace) -> None:
+    import torch
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load_file
+    from starter.data import load_pictures
+    from starter.export import export_folder
+    from starter.pictures import FREE_PROMPTS, prompt_grid, save, unseen_prompts
+    from starter.unet import build_scheduler, train_denoiser
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    items = load_pictures(options.work / "data").items
+    latents = load_file(options.work / "latents.safetensors")["latents"]
+    vae = AutoencoderKL.from_pretrained(options.work / "vae").float()
+    denoiser = _denoiser(options, items, latents.shape[-1])
+
+    def preview(denoiser, num_images: int) -> None:
+        from starter.export import assemble
+
+        size_mb = export_folder(vae, denoiser, build_scheduler(), options.out)
+        print(f"unet: exported {size_mb:.1f} MB after {num_images} images", flush=True)
+        prompts = list(FREE_PROMPTS) + unseen_prompts(4) if not options.images else _photo_prompts(items)
+        sheet = prompt_grid(assemble(vae, denoiser, build_scheduler()), prompts, columns=8)
+        save(sheet, options.work / f"preview-{num_images:08d}.png")
+
+    if not (options.work / "unet.safetensors").exists():
+        preview(denoiser, 0)  # a folder that loads, from the first minute on
+    final = train_denoiser(
+        denoiser,
+        latents,
+        items,
+        options.work,
+        minutes=options.minutes or 70,
+        device=options.device,
+        seed=options.seed,
+        preview_every_min=options.preview_every,
+        preview=preview,
+    )
+    preview(final, 10**8 - 1)
+
+
+def make_decoder(options: argparse.Namespace) -> None:
+    import torch
+    from diffusers import AutoencoderKL
+    from safetensors.torch import load_file
+    from starter.autoencoder import polish_decoder
+    from starter.data import load_pictures
+
+    torch.set_num_threads(options.threads)
+    pictures = load_pictures(options.work / "data")
+    vae = AutoencoderKL.from_pretrained(options.work / "vae")
+    latents = load_file(options.work / "latents.safetensors")["latents"][: len(pictures.images)]
+    latents = latents / vae.config.scaling_factor
+    minutes = options.minutes or 12
+    polish_decoder(
+        vae, pictures, latents, options.work, minutes=minutes, device=options.device, seed=options.seed
+    ).save_pretrained(options.work / "vae")
+
+
+def make_export(options: argparse.Namespace) -> None:
+    from diffusers import AutoencoderKL
+    from starter.data import load_pictures
+    from starter.export import export_folder
+    from starter.training import load_checkpoint
+    from starter.unet import averaged, build_scheduler
+
+    parts, facts = load_checkpoint(options.work / "unet.safetensors")
+    items = load_pictures(options.work / "data").items
+    vae = AutoencoderKL.from_pretrained(options.work / "vae").float()
+    denoiser = averaged(_denoiser(options, items, options.size // 4), parts["average"])
+    size_mb = export_folder(vae, denoiser, build_scheduler(), options.out)
+    print(f"export: {size_mb:.1f} MB in {options.out}, {facts}")
+
+
+def make_grids(options: argparse.Namespace) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from starter.pictures import FREE_PROMPTS, grid, prompt_grid, save, strength_grid, unseen_prompts
+
+    from variegate.stages.dataset.meadow import make_meadow
+
+    torch.set_num_threads(options.threads)
+    pipeline = StableDiffusionPipeline.from_pretrained(options.out)
+    save(prompt_grid(pipeline, [*FREE_PROMPTS, *unseen_prompts(4)], columns=8), options.docs / "starter-prompts.webp")
+    save(strength_grid(pipeline, num=8), options.docs / "starter-strengths.webp")
+    meadow = make_meadow(n_species=12, n_per_species=4, size_px=96, seed=0)
+    shape = (12, 4, *meadow.images.shape[1:])
+    save(grid(meadow.images.reshape(shape).transpose(1, 0, 2, 3, 4, 5)[:3]), options.docs / "meadow.png")
+
+
+def _denoiser(options: argparse.Namespace, items: list, sample_size: int):
+    """Fresh parts with a tokenizer learned on the captions, or the parts of `--init`."""
+    import numpy as np
+    from starter.captions import random_caption
+    from starter.export import load_parts
+    from starter.tokenizer import train_tokenizer
+    from starter.unet import build_denoiser
+
+    from variegate.stages.dataset.meadow import meadow_names
+
+    if options.init:
+        return load_parts(options.init)[1]
+    rng = np.random.default_rng([options.seed, 5])
+    captions = [random_caption(items[index], rng) for index in rng.integers(len(items), size=TOKENIZER_CAPTIONS)]
+    names = [name for seed in range(20) for name in meadow_names(40, seed)]  # the invented names' syllables
+    return build_denoiser(train_tokenizer(captions + names), sample_size)
+
+
+def _photo_prompts(items: list) -> list[str]:
+    names = sorted({item.name for item in items})
+    return [f"a photo of a {name}" for name in names[:: max(1, len(names) // 10)][:10]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
