@@ -146,11 +146,12 @@ def make_unet(options: argparse.Namespace) -> None:
         size_mb = export_folder(vae, denoiser, build_scheduler(), options.out)
         print(f"unet: exported {size_mb:.1f} MB after {num_images} images", flush=True)
         prompts = list(FREE_PROMPTS) + unseen_prompts(4) if not options.images else _photo_prompts(items)
-        sheet = prompt_grid(assemble(vae, denoiser, build_scheduler()), prompts, columns=8)
+        with torch.autocast("cpu", torch.bfloat16):
+            sheet = prompt_grid(assemble(vae, denoiser, build_scheduler()), prompts, columns=4)
         save(sheet, options.work / f"preview-{num_images:08d}.png")
 
     if not (options.work / "unet.safetensors").exists():
-        preview(denoiser, 0)  # a folder that loads, from the first minute on
+        export_folder(vae, denoiser, build_scheduler(), options.out)  # loads from the first minute on
     final = train_denoiser(
         denoiser,
         latents,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import Problem, RunFolderError, UserError
 from .pipeline import Context, run_stages
-from .progress import EventLog, QuietReporter
+from .progress import EventLog, QuietReporter, Reporter
 from .recipe import Recipe, difference, dump_recipe, load_recipe, parse_yaml
 from .store import RunFolder
 
@@ -62,7 +62,7 @@ def run(
     problem found) before anything slow, TaskFailed when a piece of the work fails.
     """
     settled = settle(data, recipe, overrides)
-    check(settled)
+    check(settled, reporter_class())
     root = Path(out) if out is not None else default_out(settled.dataset.path)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.create(root))
@@ -77,7 +77,9 @@ def run(
     return RunResult(root, verdict, results, summaries)
 
 
-def settle(data: str | os.PathLike[str] | None, recipe: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+def settle(
+    data: str | os.PathLike[str] | None, recipe: str | os.PathLike[str] | Recipe, overrides: Iterable[str] = ()
+) -> Recipe:
     """The recipe with DATA and overrides put in; raises RecipeError with every problem."""
     path = None if data is None else os.fspath(data)
     if isinstance(recipe, Recipe):
@@ -88,39 +90,62 @@ def settle(data: str | os.PathLike[str] | None, recipe: str | os.PathLike[str] |
     return load_recipe(os.fspath(recipe), overrides, path)
 
 
-def check(recipe: Recipe) -> dict[str, Any]:
-    """Validate data and model together without writing anything; raises UserError holding the problems of both."""
+def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Validate everything a run depends on without writing anything; returns the facts of data and model.
+
+    Raises UserError holding all problems: first those of data and model, which are found in a moment, then those of prompts,
+    curating and training, which need the libraries loaded.
+    """
     from .backends.base import check_model
     from .stages.dataset.stage import check as check_data
 
-    problems: list[Problem] = []
-    raised: list[UserError] = []
-    facts: dict[str, Any] = {}
-    checks = {"data": lambda: check_data(recipe)}
-    if recipe.generate.method != "none":
-        checks["model"] = lambda: check_model(recipe)
-    for name, step in checks.items():
-        try:
-            facts[name] = step()
-        except UserError as exc:
-            raised.append(exc)
-            problems.extend(exc.problems)
-    if len(raised) == 1:
-        raise raised[0]
-    if raised:
-        raise UserError(problems)
+    draws = recipe.generate.method != "none"
+    steps: dict[str, Callable[[], Any]] = {"data": lambda: check_data(recipe, reporter)}
+    if draws:
+        steps["model"] = lambda: check_model(recipe)
+    facts = _all_at_once(steps)
+
+    from .stages.curate.stage import check as check_curate
+    from .stages.prompts.stage import check as check_prompts
+    from .stages.train.stage import check as check_train
+
+    steps = {"train": lambda: check_train(recipe)}
+    if draws:
+        data = facts["data"]
+        steps["prompts"] = lambda: check_prompts(recipe, data.classes, data.num_training(), data.num_uncaptioned())
+        steps["curate"] = lambda: check_curate(recipe)
+    _all_at_once(steps)
     return facts
 
 
+def _all_at_once(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Run every step and raise what they raised as one error."""
+    found: dict[str, Any] = {}
+    raised: list[UserError] = []
+    for name, step in steps.items():
+        try:
+            found[name] = step()
+        except UserError as exc:
+            raised.append(exc)
+    if len(raised) == 1:
+        raise raised[0]
+    if raised:
+        raise UserError([problem for exc in raised for problem in exc.problems])
+    return found
+
+
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe into a new folder; refuse a different one in an old folder."""
+    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old."""
     path = folder.root / "recipe.yaml"
-    if path.exists():
+    begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
+    if path.exists() and begun:
         old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         changed = difference(old, recipe.model_dump(mode="json"))
         if changed:
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
-            raise RunFolderError([Problem(str(folder.root), f"was made by another recipe: {line}", remedy) for line in changed])
+            raise RunFolderError(
+                [Problem(str(folder.root), f"was made by another recipe: {line}", remedy) for line in changed]
+            )
         return
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
@@ -145,7 +170,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _results(root: Path) -> dict[str, Any]:

@@ -32,11 +32,18 @@ app.add_typer(recipes_app, name="recipes")
 
 Data = Annotated[
     str | None,
-    typer.Argument(metavar="[DATA]", help="Folder of class folders, .csv/.jsonl/.parquet, hf:org/name, builtin:meadow or builtin:digits."),
+    typer.Argument(
+        metavar="[DATA]",
+        help="Folder of class folders, .csv/.jsonl/.parquet, hf:org/name, builtin:meadow or builtin:digits.",
+    ),
 ]
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe or a YAML file.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe or a YAML file.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Run folder [default: runs/NAME].")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change any recipe key; may be repeated.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change any recipe key; may be repeated.")
+]
 Workers = Annotated[int, typer.Option("--workers", "-w", min=1, max=512, help="Processes that draw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on standard output.")]
 
@@ -77,13 +84,22 @@ def _complain(text: str, status: int) -> int:
     return status
 
 
-def _run(data: str | None, recipe: str, out: Path | None, overrides: list[str] | None, workers: int, as_json: bool, last: str) -> None:
+def _run(
+    data: str | None, recipe: str, out: Path | None, overrides: list[str] | None, workers: int, as_json: bool, last: str
+) -> None:
     from .api import run
     from .progress import TerminalReporter
 
-    result = run(data, recipe, out, overrides=overrides or (), workers=workers, last=last, reporter_class=TerminalReporter)
+    result = run(
+        data, recipe, out, overrides=overrides or (), workers=workers, last=last, reporter_class=TerminalReporter
+    )
     if as_json:
-        answer = {"folder": str(result.folder), "verdict": result.verdict, "results": result.results, "stages": result.summaries}
+        answer = {
+            "folder": str(result.folder),
+            "verdict": result.verdict,
+            "results": result.results,
+            "stages": result.summaries,
+        }
         print(json.dumps(answer, ensure_ascii=False, indent=1))
         return
     if last == "report":
@@ -191,7 +207,10 @@ def recipes_ls(as_json: Json = False) -> None:
     """List the shipped recipes, one line each."""
     from .recipe import RECIPES, recipe_names
 
-    lines = {name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in recipe_names()}
+    lines = {
+        name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for name in recipe_names()
+    }
     print(json.dumps(lines, indent=1) if as_json else "\n".join(f"{name:<16}{text}" for name, text in lines.items()))
 
 
@@ -204,7 +223,9 @@ def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
 
 
 @recipes_app.command("cp")
-def recipes_cp(name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+def recipes_cp(
+    name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
+) -> None:
     """Copy a recipe to a file of your own; never overwrites."""
     from .errors import Problem, RecipeError
     from .recipe import find_recipe

@@ -79,4 +79,6 @@ def _starter() -> dict[str, str]:
 def _clip() -> dict[str, str]:
     if importlib.util.find_spec("open_clip"):
         return _finding("ok", "clip", "open_clip is installed")
-    return _finding("note", "clip", "open_clip is not installed", "pip install 'variegate[clip]' to judge images by CLIP")
+    return _finding(
+        "note", "clip", "open_clip is not installed", "pip install 'variegate[clip]' to judge images by CLIP"
+    )

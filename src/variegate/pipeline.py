@@ -54,7 +54,9 @@ def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, An
     upstream = ""
     for name in STAGES[: STAGES.index(last) + 1]:
         stage = load_stage(name)
-        upstream = content_id(__version__, name, upstream, json.loads(json.dumps(stage.inputs(context.recipe), default=str)))
+        upstream = content_id(
+            __version__, name, upstream, json.loads(json.dumps(stage.inputs(context.recipe), default=str))
+        )
         done = context.folder.stage(name)
         if done and done[0] == upstream and _intact(stage, context):
             summaries[name] = done[1]

@@ -59,7 +59,9 @@ class BackendSection(Section):
     steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=0.0, le=100.0)  # 1 or less: no guidance, half the work
     size_px: int | None = Field(None, ge=16, le=4096)  # drawn size; null: the model's own
-    batch: int | None = Field(None, ge=1, le=4096)  # images a chunk; null: from the device's memory, written into the plan
+    batch: int | None = Field(
+        None, ge=1, le=4096
+    )  # images a chunk; null: from the device's memory, written into the plan
     threads: int | None = Field(None, ge=1, le=512)  # a worker's threads on CPU; null: all cores, written into the plan
     memory_format: Literal["auto", "channels-last", "contiguous"] = "auto"
     compile: bool = False  # pays off on long GPU runs only
@@ -84,7 +86,9 @@ class DatasetSection(Section):
     fit: Literal["crop", "pad", "stretch"] = "crop"  # how other shapes become square
     shots: int | None = Field(None, ge=1)  # training images a class, drawn by seed, nested; null: all
     imbalance: float | None = Field(None, ge=1.0)  # long tail: first class has this many times the last one's images
-    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2  # of the training images, where the data has no val split
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = (
+        0.2  # of the training images, where the data has no val split
+    )
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3  # of all images, where the data has no test split
     image_column: str = "image"  # hf: data
     label_column: str = "label"
@@ -255,12 +259,19 @@ class _Loader(yaml.SafeLoader):
 def _yaml_1_2(loader: type[_Loader]) -> None:
     resolvers = {}
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
-        dropped = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+        dropped = (
+            "tag:yaml.org,2002:bool",
+            "tag:yaml.org,2002:float",
+            "tag:yaml.org,2002:int",
+            "tag:yaml.org,2002:timestamp",
+        )
         resolvers[letter] = [(tag, pattern) for tag, pattern in pairs if tag not in dropped]
     loader.yaml_implicit_resolvers = resolvers
     loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
     loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-    number = r"^[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
+    number = (
+        r"^[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
+    )
     loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+.0123456789"))
 
 
@@ -406,18 +417,24 @@ def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
     if error["type"] == "extra_forbidden":
         known = _keys_at(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
-        return Problem(place, "unknown key", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
+        return Problem(
+            place, "unknown key", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        )
     what = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return Problem(place, what)
     if error["type"] == "literal_error":
-        near = difflib.get_close_matches(str(error["input"]), error["ctx"]["expected"].replace("'", "").split(", "), n=1)
+        near = difflib.get_close_matches(
+            str(error["input"]), error["ctx"]["expected"].replace("'", "").split(", "), n=1
+        )
         return Problem(place, f"{what}, got {error['input']!r}", f"did you mean {near[0]!r}?" if near else "")
     return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}")
 
 
 def _is_union_branch(part: Any) -> bool:
-    return isinstance(part, str) and (part in {"float", "int", "str", "bool"} or part.startswith(("list[", "constrained")))
+    return isinstance(part, str) and (
+        part in {"float", "int", "str", "bool"} or part.startswith(("list[", "constrained"))
+    )
 
 
 def _prefixes(path: list[str]) -> list[str]:
@@ -431,7 +448,9 @@ def _keys_at(path: list[str]) -> list[str]:
         if part.isdigit():
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Section)]
+        inner = [
+            kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Section)
+        ]
         if not inner:
             return []
         model = inner[0]

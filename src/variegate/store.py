@@ -119,7 +119,9 @@ class RunFolder:
     def read(cls, root: Path) -> RunFolder:
         """Open a finished or running run for reading; raises RunFolderError where there is none."""
         if not (root / "run.db").is_file():
-            raise RunFolderError(Problem(str(root), "is no run folder (it has no run.db)", "name a folder made by variegate run"))
+            raise RunFolderError(
+                Problem(str(root), "is no run folder (it has no run.db)", "name a folder made by variegate run")
+            )
         db = sqlite3.connect(f"file:{quote((root / 'run.db').resolve().as_posix())}?mode=ro", uri=True)
         folder = cls(root, db, None)
         folder._check_schema()
@@ -188,7 +190,9 @@ class RunFolder:
         with self.transaction() as db:
             db.execute("DELETE FROM classes")
             db.execute("DELETE FROM real")
-            db.executemany("INSERT INTO classes VALUES (?, ?, ?, ?)", ((c.label, c.name, c.slug, c.description) for c in classes))
+            db.executemany(
+                "INSERT INTO classes VALUES (?, ?, ?, ?)", ((c.label, c.name, c.slug, c.description) for c in classes)
+            )
             db.executemany(
                 "INSERT INTO real VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -222,12 +226,17 @@ class RunFolder:
 
     def stage(self, stage: str) -> tuple[str, dict[str, Any], float] | None:
         """(key, summary, seconds) of a finished stage, or None."""
-        row = self.db.execute("SELECT key, summary, seconds FROM stages WHERE stage = ? AND state = 'done'", (stage,)).fetchone()
+        row = self.db.execute(
+            "SELECT key, summary, seconds FROM stages WHERE stage = ? AND state = 'done'", (stage,)
+        ).fetchone()
         return (row[0], json.loads(row[1]), row[2]) if row else None
 
     def classes(self) -> list[ClassInfo]:
         """In label order."""
-        return [ClassInfo(*row) for row in self.db.execute("SELECT label, name, slug, description FROM classes ORDER BY label")]
+        return [
+            ClassInfo(*row)
+            for row in self.db.execute("SELECT label, name, slug, description FROM classes ORDER BY label")
+        ]
 
     def real_images(self, split: str | None = None) -> list[RealImage]:
         """Sorted by split, label, id; `path` made absolute."""
@@ -244,6 +253,9 @@ class RunFolder:
 
     def pending_chunks(self) -> list[int]:
         return [row[0] for row in self.db.execute("SELECT chunk FROM chunks WHERE state != 'done' ORDER BY chunk")]
+
+    def chunk_states(self) -> set[str]:
+        return {row[0] for row in self.db.execute("SELECT DISTINCT state FROM chunks")}
 
     def synthetic_images(self, *, kept_only: bool = True) -> list[SyntheticImage]:
         """Drawn images in plan order with their decision: a human's if there is one, else curate's last."""
@@ -278,7 +290,10 @@ class RunFolder:
 def explained(root: Path) -> Iterator[None]:
     """Turn disk errors into RunFolderError with the remedy."""
     remedies = {
-        errno.ENOSPC: ("the disk is full", "free some space, then run the same command again: it goes on where it stopped"),
+        errno.ENOSPC: (
+            "the disk is full",
+            "free some space, then run the same command again: it goes on where it stopped",
+        ),
         errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
         errno.EACCES: ("not allowed to write here", "choose another --out folder or change its permissions"),
         errno.EPERM: ("not allowed to write here", "choose another --out folder or change its permissions"),

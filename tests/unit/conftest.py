@@ -51,7 +51,9 @@ def put_real(folder: RunFolder, splits: dict[str, int]) -> list[RealImage]:
                 path = f"data/{split}/{info.slug}/{index}.png"
                 folder.write(path, encode_image(square(info.label, 100 * number + index), "png"))
                 group = f"side {index % 2}" if split == "test" else None
-                images.append(RealImage(content_id(path), path, info.label, split, group, sha256=content_id("bytes", path)))
+                images.append(
+                    RealImage(content_id(path), path, info.label, split, group, sha256=content_id("bytes", path))
+                )
     folder.put_dataset(classes, images)
     return images
 

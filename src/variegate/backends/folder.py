@@ -244,7 +244,7 @@ def _levels(folder: Path, index: dict[str, Any]) -> tuple[float, ...] | None:
     if "_noise_levels" in index:
         return tuple(sorted(float(level) for level in index["_noise_levels"]))
     names = f"{folder.name} {folder.parent.parent.name} {index.get('_name_or_path', '')}".lower()
-    return TURBO_LEVELS if re.search(r"sdxl?-turbo|sd_turbo", names) else None
+    return TURBO_LEVELS if re.search(r"sd(xl)?[-_]turbo", names) else None
 
 
 def _file_digest(path: Path) -> bytes:

@@ -114,7 +114,7 @@ def test_fingerprints_tell_weights_apart_and_not_folders(tiny_sd: Path, model: P
 def test_large_files_are_sampled(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     from variegate.backends import folder
 
-    monkeypatch.setattr(folder, "WHOLE_FILE_BYTES", 1000)
+    monkeypatch.setattr(folder, "WHOLE_FILE_BYTES", 100_000)
     before = model_fingerprint(model)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
 BLANK_BELOW = 8 / 255  # spread under which nothing is to be seen: JPEG noise on one colour stays below 5 / 255
 _TRIM = 0.005  # share of the darkest and of the brightest pixels that may be anything: specks, a border line
@@ -69,6 +70,11 @@ def train_judge(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
     folds = _folds(labels, np.asarray(groups), seed)
     if not folds:
         return None
+    with threadpool_limits(1):  # matrices this small only lose by threads, and their number would change the last bits
+        return _chosen(features, labels, folds)
+
+
+def _chosen(features: np.ndarray, labels: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> Judge:
     classes = np.unique(labels)
     best_loss, best_c, best_logits = np.inf, C_GRID[0], np.empty((0, len(classes)))
     for c in C_GRID:

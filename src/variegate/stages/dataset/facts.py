@@ -44,6 +44,14 @@ class DatasetFacts:
         found = Counter((image.split, image.label) for image in self.images)
         return {split: {c.name: found[split, c.label] for c in self.classes} for split in SPLIT_ORDER}
 
+    def num_training(self) -> int:
+        return sum(1 for image in self.images if image.split == "train")
+
+    def num_uncaptioned(self) -> int:
+        """Training images without a caption; pictures drawn here always get one."""
+        found = [image.found for image in self.images if image.split == "train"]
+        return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
+
     def line(self) -> str:
         """The one counted line: 'birds: 10 classes, 50 train, 10 val, 40 test'."""
         totals = {split: sum(per_class.values()) for split, per_class in self.counts().items()}
@@ -151,8 +159,9 @@ def _class_problems(listing: Listing, images: Sequence[FoundImage], items: Seque
         only = next(iter(found))
         text = f"has only one class ({only}); a classifier tells two or more apart"
         problems.append(Problem(listing.shown, text, "put the images of every class in a folder of its own"))
-    if not problems:
-        problems = [_nothing_held_out(listing, split) for split in SPLIT_ORDER[1:] if not totals[split]]
+    if not problems and not totals["test"]:  # without validation images one can still train, and is told
+        what = "has no image to test on, and no class has one to spare beside its last training image"
+        problems.append(Problem(listing.shown, what, "add images, or a test folder (or split test)"))
     return problems
 
 
@@ -162,11 +171,6 @@ def _no_training(class_name: str, images: Sequence[FoundImage]) -> Problem:
         return Problem(f"class {class_name!r}", "has only training images that are in val or test too (same bytes)")
     places = " and ".join(str(split) for split in SPLIT_ORDER if given[split])
     return Problem(f"class {class_name!r}", f"has no training image, only images in {places}")
-
-
-def _nothing_held_out(listing: Listing, split: Split) -> Problem:
-    what = f"has no image for {split}, and no class has one to spare beside its last training image"
-    return Problem(listing.shown, what, f"add images, or a {split} folder (or split {split})")
 
 
 # ---------------------------------------------------------------------------------------------------- warnings

@@ -15,7 +15,9 @@ def images_per_class(real: Sequence[int], section: GenerateSection) -> list[int]
     """
     if section.method == "none":
         return [0] * len(real)
-    each = section.per_class if section.per_class is not None else round_half_up(section.per_real * sum(real) / len(real))
+    each = (
+        section.per_class if section.per_class is not None else round_half_up(section.per_real * sum(real) / len(real))
+    )
     if section.balance == "equal":
         return [each] * len(real)
     budget = each * len(real) if section.per_class is not None else round_half_up(section.per_real * sum(real))

@@ -19,7 +19,9 @@ from variegate.records import ClassInfo, RealImage
 from .plan import FROM_TEXT, Plan, PlanBackend, make_plan
 from .pool import pool_of_names
 
-BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured on the drawn images when timing is on
+BYTES_PER_PIXEL = (
+    0.75  # JPEG at quality 95 without subsampling, photographs; measured on the drawn images when timing is on
+)
 PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded
 MEASURED_IMAGES = 8
 
@@ -67,10 +69,14 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
 
 
 def _per_image(spec: BackendSpec, model: ModelFacts) -> int:
-    return image_bytes(latent_px=spec.size_px // model.downscale, width=model.width, dtype=spec.dtype, guided=spec.guided)
+    return image_bytes(
+        latent_px=spec.size_px // model.downscale, width=model.width, dtype=spec.dtype, guided=spec.guided
+    )
 
 
-def _plan(recipe: Recipe, classes: Sequence[ClassInfo], real: Sequence[int], spec: BackendSpec, model: ModelFacts) -> Plan:
+def _plan(
+    recipe: Recipe, classes: Sequence[ClassInfo], real: Sequence[int], spec: BackendSpec, model: ModelFacts
+) -> Plan:
     """The real plan on stand-ins for the images: the counts are the same, the ids are not."""
     images = [
         RealImage(f"{info.label}-{index}", "", info.label, "train")
@@ -98,7 +104,9 @@ def _measure(spec: BackendSpec, plan: Plan, evaluations_per_image: float) -> tup
 
         def draw(steps: int) -> np.ndarray:
             sources = None if from_text else backend.encode_sources(squares)
-            return backend.draw(prompts, sources, strengths=[float(plan.strength[first])] * count, steps=steps, seeds=seeds)
+            return backend.draw(
+                prompts, sources, strengths=[float(plan.strength[first])] * count, steps=steps, seeds=seeds
+            )
 
         steps = min(int(values[len(values) // 2]), 2) if not from_text else spec.steps
         draw(steps)  # the first call sets up kernels

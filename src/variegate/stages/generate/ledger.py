@@ -47,7 +47,9 @@ def lost_chunks(folder: RunFolder, image_format: str) -> list[int]:
     query = """SELECT chunk, plan.id, target FROM plan JOIN chunks USING (chunk) WHERE state = 'done' ORDER BY row"""
     lost: dict[int, None] = {}
     for chunk, image_id, target in folder.db.execute(query):
-        if chunk not in lost and not os.path.exists(folder.root / synthetic_path(slugs[target], image_id, image_format)):
+        if chunk not in lost and not os.path.exists(
+            folder.root / synthetic_path(slugs[target], image_id, image_format)
+        ):
             lost[chunk] = None
     return list(lost)
 

@@ -163,7 +163,9 @@ def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) 
         values = np.array(section.strength, np.float64)
     if section.strength_policy == "cycle":
         return values[dealer.even("strength", [len(values)] * len(dealer.counts))]
-    parts = [dealer.rng(label, "strength").integers(len(values), size=count) for label, count in enumerate(dealer.counts)]
+    parts = [
+        dealer.rng(label, "strength").integers(len(values), size=count) for label, count in enumerate(dealer.counts)
+    ]
     return values[np.concatenate(parts)] if parts else np.zeros(0)
 
 
@@ -221,7 +223,11 @@ def _seeds(seed: int, classes: Sequence[ClassInfo], target: np.ndarray, ordinal:
 
 
 def _ids(
-    images: Sequence[RealImage], classes: Sequence[ClassInfo], prompts: Sequence[str], columns: Sequence[np.ndarray], settings: str
+    images: Sequence[RealImage],
+    classes: Sequence[ClassInfo],
+    prompts: Sequence[str],
+    columns: Sequence[np.ndarray],
+    settings: str,
 ) -> list[str]:
     """Content ids: a hash over the hashes of source, class name and prompt, the row's numbers, and the common settings."""
     source, target, prompt, *numbers = columns
@@ -259,5 +265,7 @@ def _missing_sources(
     if not section.method.endswith("-aug") and not pool.per_image:
         return []
     empty = [info.name for info, own, count in zip(classes, by_label, counts, strict=True) if count and not len(own)]
-    text = f"{section.method} needs a real training image of every class; {len(empty)} have none: {', '.join(empty[:3])}"
+    text = (
+        f"{section.method} needs a real training image of every class; {len(empty)} have none: {', '.join(empty[:3])}"
+    )
     return [Problem(where, text, "add images, or use real-gen")] if empty else []

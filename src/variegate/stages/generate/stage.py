@@ -30,7 +30,12 @@ IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what t
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """The label section is here because metadata.jsonl holds soft labels."""
     drawn = {"generate": recipe.generate.model_dump(), "backend": recipe.backend.model_dump(), "seed": recipe.seed}
-    return {**drawn, "negative": recipe.prompts.negative, "fit": recipe.dataset.fit, "label": recipe.train.label.model_dump()}
+    return {
+        **drawn,
+        "negative": recipe.prompts.negative,
+        "fit": recipe.dataset.fit,
+        "label": recipe.train.label.model_dump(),
+    }
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -69,9 +74,13 @@ def prepare(context: Context) -> BackendSpec:
         return _same_place(BackendSpec(**json.loads(stored)), str(model))
     spec = resolve_backend(recipe.backend)
     classes = folder.classes()
-    backend = PlanBackend(content_id(spec_id(spec), recipe.dataset.fit), spec.steps, read_model(model).levels, spec.batch)
+    backend = PlanBackend(
+        content_id(spec_id(spec), recipe.dataset.fit), spec.steps, read_model(model).levels, spec.batch
+    )
     pool = parse_pool(prompts, classes, images)
-    plan = make_plan(classes, images, recipe.generate, pool, backend, negative=recipe.prompts.negative, seed=recipe.seed)
+    plan = make_plan(
+        classes, images, recipe.generate, pool, backend, negative=recipe.prompts.negative, seed=recipe.seed
+    )
     meta = {"plan_key": key, "backend": json.dumps(spec.to_json()), "image_format": IMAGE_FORMAT}
     write_plan(folder, plan, meta)
     context.reporter.event("plan", images=len(plan), chunks=len(plan.first), backend=spec.to_json())
@@ -89,7 +98,9 @@ def _same_place(spec: BackendSpec, path: str) -> BackendSpec:
         resolve_device(spec.device)
     except ModelError as exc:
         text = f"was planned on {spec.device}, which is not here; other devices would draw other images"
-        raise RunFolderError(Problem("backend.device", text, "go on where it is, or choose a new --out folder")) from exc
+        raise RunFolderError(
+            Problem("backend.device", text, "go on where it is, or choose a new --out folder")
+        ) from exc
     return replace(spec, path=path)
 
 

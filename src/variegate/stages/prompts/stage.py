@@ -15,7 +15,8 @@ from ...backends.folder import find_model
 from ...errors import ModelError, Problem, RecipeError
 from ...pipeline import Context
 from ...recipe import Recipe
-from .templates import PromptLine, missing_values, render_all, too_long
+from ...records import ClassInfo
+from .templates import PromptLine, missing_captions, placeholders, render_all, too_long
 
 NAME = "prompts"
 FILE = "prompts/prompts.jsonl"
@@ -23,21 +24,21 @@ FILE = "prompts/prompts.jsonl"
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     backend = recipe.backend
-    return {"prompts": recipe.prompts.model_dump(), "model": backend.model, "revision": backend.revision, "drawn": _drawn(recipe)}
+    return {
+        "prompts": recipe.prompts.model_dump(),
+        "model": backend.model,
+        "revision": backend.revision,
+        "drawn": _drawn(recipe),
+    }
 
 
 def run(context: Context) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     if not _drawn(recipe):
         return {"line": "nothing to say: no images are drawn", "prompts": 0}
-    section = recipe.prompts
-    texts = [section.text] if isinstance(section.text, str) else list(section.text)
     classes, images = folder.classes(), folder.real_images("train")
-    problems = missing_values(texts, classes, images)
-    if problems:
-        raise RecipeError(problems)
-    lines = render_all(texts, section.environments, classes, images)
-    longest, limit = check_lengths(lines, section.negative, find_model(recipe.backend.model, recipe.backend.revision))
+    lines = render_all(_texts(recipe), recipe.prompts.environments, classes, images)
+    longest, limit = check_lengths(lines, recipe)
     folder.write(FILE, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
     folder.put_artefact(NAME, "prompts", FILE)
     distinct = len({line.prompt for line in lines})
@@ -45,9 +46,24 @@ def run(context: Context) -> dict[str, Any]:
     return {"line": line, "prompts": distinct, "longest_tokens": longest, "max_tokens": limit}
 
 
-def check_lengths(lines: Sequence[PromptLine], negative: str, folder: Path) -> tuple[int, int]:
+def check(recipe: Recipe, classes: Sequence[ClassInfo], num_images: int, num_uncaptioned: int) -> None:
+    """Raise RecipeError for prompts that cannot be filled or would be cut off; captions are measured when the stage runs."""
+    texts = _texts(recipe)
+    problems = missing_captions(texts, num_images, num_uncaptioned)
+    if problems:
+        raise RecipeError(problems)
+    check_lengths(
+        render_all(
+            [text for text in texts if "caption" not in placeholders(text)], recipe.prompts.environments, classes, []
+        ),
+        recipe,
+    )
+
+
+def check_lengths(lines: Sequence[PromptLine], recipe: Recipe) -> tuple[int, int]:
     """(tokens of the longest prompt, tokens the model reads); raises RecipeError when any would be cut off."""
-    prompts = sorted({negative, *(line.prompt for line in lines)})
+    prompts = sorted({recipe.prompts.negative, *(line.prompt for line in lines)})
+    folder = find_model(recipe.backend.model, recipe.backend.revision)
     longest, limit, problems = 0, 0, []
     for tokenizer in load_tokenizers(folder):
         lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
@@ -70,7 +86,9 @@ def load_tokenizers(folder: Path) -> list[Any]:
         parts = sorted(path for path in folder.glob("tokenizer*") if path.is_dir())
         return [_Quiet(AutoTokenizer.from_pretrained(part, local_files_only=True)) for part in parts]
     except (OSError, ValueError) as exc:
-        raise ModelError(Problem(str(folder), f"its tokenizer cannot be loaded: {exc}", "download the model again")) from exc
+        raise ModelError(
+            Problem(str(folder), f"its tokenizer cannot be loaded: {exc}", "download the model again")
+        ) from exc
     finally:
         transformers_logging.set_verbosity(before)
 
@@ -79,6 +97,11 @@ def _Quiet(tokenizer: Any) -> Any:
     """Without its own warning about long texts."""
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _texts(recipe: Recipe) -> list[str]:
+    text = recipe.prompts.text
+    return [text] if isinstance(text, str) else list(text)
 
 
 def _drawn(recipe: Recipe) -> bool:

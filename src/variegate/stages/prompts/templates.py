@@ -37,6 +37,11 @@ def render(text: str, *, name: str, description: str = "", caption: str = "", en
     return text.format(name=name.replace("_", " "), description=description, caption=caption, environment=environment)
 
 
+def described(info: ClassInfo) -> str:
+    """What {description} says: the data's words for the class, or its name where the data has none."""
+    return info.description.strip() or info.name.replace("_", " ")
+
+
 def render_all(
     texts: Sequence[str], environments: Sequence[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]
 ) -> list[PromptLine]:
@@ -55,9 +60,11 @@ def render_all(
     return lines
 
 
-def _lines(texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None) -> list[PromptLine]:
+def _lines(
+    texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None
+) -> list[PromptLine]:
     lines = []
-    values = {"name": info.name, "description": info.description, "caption": (image.caption or "") if image else ""}
+    values = {"name": info.name, "description": described(info), "caption": (image.caption or "") if image else ""}
     for number, text in enumerate(texts):
         used = enumerate(environments) if "environment" in placeholders(text) else [(None, "")]
         for place, environment in used:
@@ -66,19 +73,12 @@ def _lines(texts: Sequence[str], environments: Sequence[str], info: ClassInfo, i
     return lines
 
 
-def missing_values(texts: Sequence[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]) -> list[Problem]:
-    """Placeholders that the data cannot fill."""
-    used = set().union(*(placeholders(text) for text in texts))
-    problems = []
-    plain = [info.name for info in classes if not info.description.strip()]
-    if "description" in used and plain:
-        text = f"uses {{description}} and {len(plain)} of {len(classes)} classes have none ({_some(plain)})"
-        problems.append(Problem("prompts.text", text, "use {name}, or data that describes its classes"))
-    silent = [image.id for image in images if not (image.caption or "").strip()]
-    if "caption" in used and silent:
-        text = f"uses {{caption}} and {len(silent)} of {len(images)} training images have none"
-        problems.append(Problem("prompts.text", text, "add a caption column to the table of images, or use {name}"))
-    return problems
+def missing_captions(texts: Sequence[str], num_images: int, num_uncaptioned: int) -> list[Problem]:
+    """Why {caption} cannot be filled; empty when it can, or is not used."""
+    if not num_uncaptioned or not any("caption" in placeholders(text) for text in texts):
+        return []
+    text = f"uses {{caption}} and {num_uncaptioned:,} of {num_images:,} training images have none"
+    return [Problem("prompts.text", text, "add a caption column to the table of images, or use {name}")]
 
 
 def too_long(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> list[Problem]:

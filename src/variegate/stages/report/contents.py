@@ -18,13 +18,6 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
-    @property
-    def sides(self) -> str:
-        """better, worse or unclear: which side of zero the whole interval lies on."""
-        if self.low is not None and self.low > 0:
-            return "better"
-        return "worse" if self.high is not None and self.high < 0 else "unclear"
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

@@ -63,7 +63,8 @@ def span(interval: Interval, write=percent) -> str:
 
 
 def count(value: float | None) -> str:
-    """
+    """Write a whole number with thousands separated.
+
     >>> count(12345), count(None)
     ('12,345', '–')
     """
@@ -82,7 +83,8 @@ def short(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Write seconds; short ones with a decimal.
+
     >>> duration(0.42), duration(75.0)
     ('0.4 s', '1 min 15 s')
     """
@@ -101,7 +103,8 @@ def label_words(label: tuple[tuple[str, float], ...]) -> tuple[tuple[str, str], 
 
 
 def file_size(num_bytes: int) -> str:
-    """
+    """Write a number of bytes, in decimal units.
+
     >>> file_size(412_345), file_size(2_400_000)
     ('412 kB', '2.4 MB')
     """

@@ -26,6 +26,7 @@ from variegate.stages.train.mixing import Slots
 from variegate.stages.train.models import Classifier
 
 CHECKPOINT_EVERY_S = 30.0
+MIN_TRAIN_PER_SAVE = 20.0  # large models save more rarely: at most a twentieth of the time
 PREDICT_BATCH = 64  # feature maps of more than that fall out of the processor's cache
 
 State = dict[str, torch.Tensor]
@@ -159,16 +160,18 @@ def fit(
     loop = _Loop(classifier, data, slots, settings, machine)
     progress = loop.restore(resume) if resume else Progress()
     checks = set(evaluation_steps(loop.num_steps, settings.evaluations))
-    last_save = time.monotonic()
+    next_save = time.monotonic() + save_every_s
     with _settled(machine):
         while progress.step < loop.num_steps:
             progress.loss_sum += loop.step(progress.step)
             progress.step += 1
             if progress.step in checks:
                 loop.validate(progress, since=max((s for s in checks if s < progress.step), default=0))
-            if save and progress.step < loop.num_steps and time.monotonic() - last_save >= save_every_s:
+            if save and progress.step < loop.num_steps and time.monotonic() >= next_save:
+                start = time.monotonic()
                 save(loop.capture(progress))
-                last_save = time.monotonic()
+                cost = time.monotonic() - start
+                next_save = start + max(save_every_s, cost * MIN_TRAIN_PER_SAVE)
             if on_step:
                 on_step(progress.step)
     last = _copy(classifier.net.state_dict())
@@ -229,7 +232,10 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return float(loss.detach())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ArithmeticError(f"the loss became {value} in step {step + 1}; lower train.lr")
+        return value
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [B, S, S, 3] and float [B, C] of one step, gathered from both kinds."""

@@ -60,7 +60,9 @@ def test_scores_of_no_pictures_and_of_wrong_shapes() -> None:
         blank_scores(np.zeros((1, 8, 8, 3)))
 
 
-def clusters(per_class: int, gap: float, seed: int = 0, num_classes: int = 4) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def clusters(
+    per_class: int, gap: float, seed: int = 0, num_classes: int = 4
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Features, labels and groups of pictures and their mirror images."""
     rng, centres = np.random.default_rng(seed), np.random.default_rng(9).normal(0, 1, (num_classes, 20))
     labels = np.repeat(np.arange(num_classes), per_class)
@@ -102,7 +104,10 @@ def test_a_judge_that_guesses_is_weak() -> None:
 def test_mirror_images_do_not_flatter_the_judge() -> None:
     """A picture's mirror image among what was learned would make pure noise look learnable."""
     features, labels, groups = clusters(6, 0.0)
-    honest, fooled = train_judge(features, labels, groups, seed=1), train_judge(features, labels, list(map(str, range(48))), seed=1)
+    honest, fooled = (
+        train_judge(features, labels, groups, seed=1),
+        train_judge(features, labels, list(map(str, range(48))), seed=1),
+    )
     assert honest is not None
     assert fooled is not None
     assert fooled.cv_accuracy > honest.cv_accuracy + 0.2

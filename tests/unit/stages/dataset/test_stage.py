@@ -216,7 +216,8 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     assert "has only training images that are in val or test too" in refused(recipe_for(leaked))
     paint(leaked / "train/dog/fresh.png", 5555)
     assert "class 'cat': has only training images that are in val or test too" in refused(recipe_for(leaked))
-    assert "has no image for val" in refused(recipe_for(pets(tmp_path / "two", n=2)))
+    assert "has no image to test on" in refused(recipe_for(pets(tmp_path / "single", n=1)))
+    assert "too few images to validate on: cat, dog" in stage.check(recipe_for(pets(tmp_path / "two", n=2))).warnings
     unreadable = pets(tmp_path / "unreadable")
     (unreadable / "emu").mkdir()
     (unreadable / "emu/1.png").write_bytes(b"")

@@ -49,7 +49,18 @@ def evaluated(coloured_run):
 
 def test_results_hold_every_number_of_the_report(evaluated) -> None:
     context, summary, found = evaluated(splits={"train": 5, "val": 4, "test": 40})
-    keys = ["schema", "variegate", "data", "classes", "counts", "synthetic", "arms", "comparisons", "warnings", "verdict"]
+    keys = [
+        "schema",
+        "variegate",
+        "data",
+        "classes",
+        "counts",
+        "synthetic",
+        "arms",
+        "comparisons",
+        "warnings",
+        "verdict",
+    ]
     assert list(found) == keys
     assert found["classes"] == ["blue", "green", "red"]
     assert found["counts"] == {"train": [5] * 3, "val": [4] * 3, "test": [40] * 3}

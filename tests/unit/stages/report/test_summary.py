@@ -11,7 +11,7 @@ import pytest
 from fake_run import class_names
 
 from variegate.stages.report import html, results
-from variegate.stages.report.contents import Interval, Summary
+from variegate.stages.report.contents import Summary
 from variegate.stages.report.scale import nice_scale
 from variegate.stages.report.summary import summarize
 from variegate.store import RunFolder
@@ -64,12 +64,6 @@ def test_markdown_keeps_hostile_names_inside_their_cell(summary: Summary) -> Non
     row = next(line for line in text.splitlines() if "pipe" in line)
     assert row.replace("\\|", "").count("|") == 5
     assert summary.verdict in text
-
-
-def test_interval_sides() -> None:
-    assert Interval(0.1, 0.01, 0.2).sides == "better"
-    assert Interval(-0.1, -0.2, -0.01).sides == "worse"
-    assert Interval(0.1, -0.01, 0.2).sides == Interval(0.1).sides == "unclear"
 
 
 @pytest.mark.parametrize(

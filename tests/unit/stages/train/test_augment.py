@@ -44,7 +44,9 @@ def test_own_randomness_leaves_the_global_generator_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_classic_without_any_change_would_be_the_identity(monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor) -> None:
+def test_classic_without_any_change_would_be_the_identity(
+    monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor
+) -> None:
     """The geometry is right: no turn, zoom, shift and colour leave the picture or its mirror image."""
     for name in ("MAX_TURN", "MAX_SHIFT", "MAX_BRIGHTNESS", "MAX_CONTRAST", "MAX_SATURATION"):
         monkeypatch.setattr(augment, name, 0.0)

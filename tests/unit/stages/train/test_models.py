@@ -12,7 +12,9 @@ from variegate.errors import ModelError
 from variegate.stages.train.models import Classifier, build_model, check_model_name
 
 
-def build(name: str = "resnet-small", seed: int = 0, pretrained: bool | str = False, num_classes: int = 3) -> Classifier:
+def build(
+    name: str = "resnet-small", seed: int = 0, pretrained: bool | str = False, num_classes: int = 3
+) -> Classifier:
     return build_model(name, num_classes=num_classes, size_px=32, pretrained=pretrained, seed=seed)
 
 

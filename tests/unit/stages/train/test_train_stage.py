@@ -33,7 +33,9 @@ def test_every_task_leaves_model_log_and_predictions(coloured_run) -> None:
     context = coloured_run()
     summary = stage.run(context)
     assert summary["line"] == "2 arms x 2 seeds, 12 steps each"
-    assert [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)] == list(digests(context.folder.root))
+    assert [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)] == list(
+        digests(context.folder.root)
+    )
     assert len(context.folder.artefacts("train")) == 12
     table = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
     counts = {(split, weights): 0 for split in ("val", "test") for weights in ("selected", "last")}
@@ -86,7 +88,9 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(coloured_run, monke
     assert digests(broken.folder.root) == digests(whole.folder.root)
 
 
-def test_finished_tasks_are_kept_until_what_they_depend_on_changes(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_tasks_are_kept_until_what_they_depend_on_changes(
+    coloured_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = coloured_run()
     stage.run(context)
     trained: list[str] = []

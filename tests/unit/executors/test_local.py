@@ -1,0 +1,91 @@
+"""Tasks in this process and in others: results, failures, dead workers, no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from squaring import Job, Squarer
+
+from variegate.errors import DataError, TaskFailed
+from variegate.executors.local import run_tasks
+
+
+def squares(results: list) -> dict[int, int]:
+    return {job.number: result[0] for job, result in results}
+
+
+def test_one_worker_is_this_process_and_is_closed(tmp_path: Path) -> None:
+    results = list(run_tasks(partial(Squarer, tmp_path / "note"), [Job(k) for k in range(4)]))
+    assert squares(results) == {k: k * k for k in range(4)}
+    assert {result[1] for _, result in results} == {os.getpid()}
+    assert (tmp_path / "note").read_text() == "closed"
+
+
+def test_two_workers_share_the_tasks() -> None:
+    results = list(run_tasks(Squarer, [Job(k) for k in range(9)], 2))
+    assert squares(results) == {k: k * k for k in range(9)}
+    assert os.getpid() not in {result[1] for _, result in results}
+    assert list(run_tasks(Squarer, [], 2)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_task_is_named(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(TaskFailed, match="job 3 failed: ZeroDivisionError: no such square") as caught:
+        list(run_tasks(Squarer, [Job(1), Job(3, "raise")], workers, log_dir=tmp_path))
+    if workers == 2:
+        assert "no such square" in Path(caught.value.log).read_text()
+    with pytest.raises(DataError, match="here: is wrong — right it"):
+        list(run_tasks(Squarer, [Job(1, "user-error")], workers))
+
+
+def test_a_dead_workers_task_is_tried_once_more(tmp_path: Path) -> None:
+    jobs = [Job(1), Job(2, "die-once", str(tmp_path / "died")), Job(3)]
+    assert squares(list(run_tasks(Squarer, jobs, 2))) == {1: 1, 2: 4, 3: 9}
+    assert (tmp_path / "died").exists()
+
+
+def test_a_task_that_kills_twice_fails(tmp_path: Path) -> None:
+    with pytest.raises(TaskFailed, match=r"job 2 failed: its worker ended twice \(SIGKILL, most likely for want of memory\)"):
+        list(run_tasks(Squarer, [Job(2, "die")], 2, log_dir=tmp_path))
+
+
+DRIVER = """
+import sys, multiprocessing
+sys.path.insert(0, {folder!r})
+from squaring import Job, Squarer
+from variegate.executors.local import run_tasks
+if __name__ == "__main__":
+    for job, result in run_tasks(Squarer, [Job(1), Job(2), Job(3, "sleep"), Job(4, "sleep")], 2):
+        print(result[1], flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(folder=str(Path(__file__).parents[1])))
+    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert driver.stdout is not None
+    workers = {int(driver.stdout.readline()) for _ in range(2)}
+    driver.send_signal(how)
+    driver.wait(10)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+    driver.stdout.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,74 @@
+"""Prompts: rendered for every class, safe with any name, checked against the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from variegate.errors import RecipeError
+from variegate.pipeline import Context
+from variegate.progress import QuietReporter
+from variegate.recipe import BackendSection, PromptsSection, Recipe
+from variegate.records import ClassInfo, RealImage
+from variegate.stages.prompts.stage import run
+from variegate.stages.prompts.templates import missing_captions, render, render_all
+from variegate.store import RunFolder
+
+CLASSES = [ClassInfo(0, "red_owl", "0000", "a red owl"), ClassInfo(1, "{cat} {}", "0001", "a cat")]
+IMAGES = [RealImage(f"i{k}", "", k % 2, "train", caption=f"caption {k}") for k in range(4)]
+
+
+def test_names_with_underscores_and_braces() -> None:
+    lines = render_all(["a {{photo}} of {name}"], [], CLASSES, IMAGES)
+    assert [line.prompt for line in lines] == ["a {photo} of red owl", "a {photo} of {cat} {}"]
+    assert render("{name}, {environment}", name="a", environment="{name}") == "a, {name}"
+
+
+def test_texts_times_environments_and_captions() -> None:
+    lines = render_all(["{name}", "{name} {environment}"], ["at night", "in snow"], CLASSES[:1], IMAGES[:1])
+    assert [(line.text, line.environment, line.prompt) for line in lines] == [
+        (0, None, "red owl"),
+        (1, 0, "red owl at night"),
+        (1, 1, "red owl in snow"),
+    ]
+    lines = render_all(["{name}: {caption}"], [], CLASSES, IMAGES)
+    assert [(line.image, line.prompt) for line in lines][:2] == [("i0", "red owl: caption 0"), ("i2", "red owl: caption 2")]
+
+
+def test_missing_captions_are_counted_before_anything_is_drawn() -> None:
+    (problem,) = missing_captions(["a {caption}"], 5, 2)
+    assert "2 of 5 training images have none" in problem.what and "{name}" in problem.remedy
+    assert not missing_captions(["a {name}"], 5, 2)
+
+
+def test_a_class_without_description_goes_by_its_name() -> None:
+    lines = render_all(["a photo of a {description}"], [], [ClassInfo(0, "tree_ant", "0"), ClassInfo(1, "b", "1", "bee with a red back")], [])
+    assert [line.prompt for line in lines] == ["a photo of a tree ant", "a photo of a bee with a red back"]
+
+
+def recipe_of(model: Path, **prompts: object) -> Recipe:
+    return Recipe(backend=BackendSection(model=str(model)), prompts=PromptsSection(**prompts))
+
+
+def test_the_file_says_what_the_model_will_be_told(tiny_sd: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_sd, text=["a photo of {name}", "{name}"])
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.put_dataset(CLASSES, [])
+        summary = run(Context(recipe, folder, QuietReporter()))
+        lines = [json.loads(line) for line in folder.path(folder.artefacts("prompts")["prompts"]).read_text().splitlines()]
+    assert [line["prompt"] for line in lines if line["label"] == 0] == ["a photo of red owl", "red owl"]
+    assert summary["prompts"] == 4 and summary["longest_tokens"] <= summary["max_tokens"] == 16
+
+
+@pytest.mark.parametrize("model", ["tiny_sd", "tiny_sdxl"])
+def test_prompts_that_would_be_cut_off_are_refused_with_their_number(
+    model: str, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(request.getfixturevalue(model), text=["{name}", "{name} " + "cat " * 20])
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.put_dataset(CLASSES, [])
+        with pytest.raises(RecipeError, match=r"2 of 5 prompts are longer than the model's 16 tokens"):
+            run(Context(recipe, folder, QuietReporter()))
+    assert capfd.readouterr() == ("", "")
