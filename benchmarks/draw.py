@@ -20,7 +20,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def plain_loop(folder: Path, images: list[tuple[Path, str]], out: Path, *, steps: int, strength: float, guidance: float) -> float:
+def plain_loop(
+    folder: Path, images: list[tuple[Path, str]], out: Path, *, steps: int, strength: float, guidance: float
+) -> float:
     """Images a second of the loop from diffusers' documentation: fp32 on the CPU, PIL in, PIL out, one image at a time."""
     import torch
     from diffusers import StableDiffusionImg2ImgPipeline
@@ -94,15 +96,21 @@ def main() -> None:
                     steps=arguments.steps, strength=arguments.strength, guidance=arguments.guidance,
                 )
             )  # fmt: skip
-            print(f"turn {turn + 1}: plain loop {plain[-1]:.2f} images/s, stage {ours[-1]:.2f} images/s, {ours[-1] / plain[-1]:.1f}x")
+            print(
+                f"turn {turn + 1}: plain loop {plain[-1]:.2f} images/s, stage {ours[-1]:.2f} images/s, {ours[-1] / plain[-1]:.1f}x"
+            )
     report(arguments, max(plain), max(ours), summary)
 
 
 def report(arguments: argparse.Namespace, plain: float, ours: float, summary: dict) -> None:
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     backend = summary["backend"]
-    print(f"{arguments.images} images at strength {arguments.strength} of {arguments.steps} steps, guidance {arguments.guidance}")
-    print(f"stage: {backend['dtype']}, chunks of {backend['batch']}, {backend['threads']} threads; peak memory {peak_gb:.2f} GB")
+    print(
+        f"{arguments.images} images at strength {arguments.strength} of {arguments.steps} steps, guidance {arguments.guidance}"
+    )
+    print(
+        f"stage: {backend['dtype']}, chunks of {backend['batch']}, {backend['threads']} threads; peak memory {peak_gb:.2f} GB"
+    )
     print(f"{ours:.2f} against {plain:.2f} images a second: {ours / plain:.1f} times as fast")
     answer = {
         "benchmark": "draw",
@@ -128,7 +136,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="starter", help="starter or a diffusers folder")
     parser.add_argument("--images", type=int, default=256, help="drawn by the stage")
-    parser.add_argument("--plain-images", type=int, default=16, help="drawn by the plain loop; its rate does not depend on it")
+    parser.add_argument(
+        "--plain-images", type=int, default=16, help="drawn by the plain loop; its rate does not depend on it"
+    )
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--strength", type=float, default=0.7)
     parser.add_argument("--guidance", type=float, default=7.5)

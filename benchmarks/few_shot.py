@@ -27,7 +27,10 @@ def accuracies(options: argparse.Namespace, recipe: str, root: Path) -> list[dic
         start = time.perf_counter()
         results = run(options.data, recipe, root / recipe / str(draw), overrides=keys).results
         assert results is not None, "run ends with evaluate"
-        arms = {arm["arm"]: statistics.mean(seed["selected"][f"{options.split}_accuracy"] for seed in arm["seeds"]) for arm in results["arms"]}
+        arms = {
+            arm["arm"]: statistics.mean(seed["selected"][f"{options.split}_accuracy"] for seed in arm["seeds"])
+            for arm in results["arms"]
+        }
         print(f"{recipe} draw {draw}: {arms} in {time.perf_counter() - start:.0f} s", flush=True)
         found.append(arms)
     return found
@@ -36,7 +39,11 @@ def accuracies(options: argparse.Namespace, recipe: str, root: Path) -> list[dic
 def spread(values: list[float]) -> dict[str, float]:
     """Mean and 95 % interval over draws, in per cent."""
     interval = paired_interval(values)
-    return {"mean": round(100 * interval.mean, 2), "low": round(100 * interval.low, 2), "high": round(100 * interval.high, 2)}
+    return {
+        "mean": round(100 * interval.mean, 2),
+        "low": round(100 * interval.low, 2),
+        "high": round(100 * interval.high, 2),
+    }
 
 
 def main() -> None:
@@ -57,7 +64,13 @@ def main() -> None:
             gains = [draw["real+synthetic"] - draw["real"] for draw in draws if "real+synthetic" in draw]
             answer[recipe] = {"arms": arms, "gain": spread(gains) if gains else None}
             print(f"{recipe}: {answer[recipe]}", flush=True)
-    facts = {"benchmark": "few_shot", "data": options.data, "shots": options.shots, "draws": options.draws, "split": options.split}
+    facts = {
+        "benchmark": "few_shot",
+        "data": options.data,
+        "shots": options.shots,
+        "draws": options.draws,
+        "split": options.split,
+    }
     print(json.dumps({**facts, "overrides": options.overrides, "recipes": answer}))
 
 

@@ -40,7 +40,10 @@ def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float) -> tupl
     hit, images = 0, []
     while hit < kills:
         child = subprocess.Popen(
-            command(out, per_real, 1 + hit % 2), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(out, per_real, 1 + hit % 2),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         time.sleep(rng.uniform(0.2, whole_s))
         if child.poll() is not None:  # it got to the end before the kill: nothing left to disturb
@@ -69,7 +72,11 @@ def main() -> None:
         drawn = sum(1 for _ in (root / "one" / "synthetic").rglob("*.jpg"))
     same = len(set(hashes.values())) == 1
     print(f"{drawn} images; 1 worker, 2 workers and {hit} kills: {'identical' if same else 'DIFFERENT'} files")
-    print(json.dumps({"benchmark": "restart", "images": drawn, "kills": hit, "images_at_kills": images, "identical": same}))
+    print(
+        json.dumps(
+            {"benchmark": "restart", "images": drawn, "kills": hit, "images_at_kills": images, "identical": same}
+        )
+    )
     sys.exit(0 if same else 1)
 
 

@@ -27,12 +27,19 @@ def help_seconds() -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        said = subprocess.run([*COMMAND, "run", *sys.argv[1:], "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+        said = subprocess.run(
+            [*COMMAND, "run", *sys.argv[1:], "--json"], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
+        )
         seconds = time.perf_counter() - start
     peak_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     answer = json.loads(said.stdout)
     print(f"run: {seconds:.0f} s, peak {peak_gb:.2f} GB; {answer['verdict']}")
-    numbers = {"benchmark": "run", "seconds": round(seconds, 1), "peak_gb": round(peak_gb, 3), "help_s": round(help_seconds(), 3)}
+    numbers = {
+        "benchmark": "run",
+        "seconds": round(seconds, 1),
+        "peak_gb": round(peak_gb, 3),
+        "help_s": round(help_seconds(), 3),
+    }
     print(json.dumps({**numbers, "verdict": answer["verdict"]}))
 
 

@@ -11,7 +11,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "MixedDataset": "variegate.data",
+    "RealDataset": "variegate.data",
     "RunResult": "variegate.api",
+    "SyntheticDataset": "variegate.data",
+    "load_classifier": "variegate.stages.train.models",
     "make_meadow": "variegate.stages.dataset.meadow",
     "run": "variegate.api",
 }

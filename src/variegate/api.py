@@ -112,7 +112,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     steps = {"train": lambda: check_train(recipe)}
     if draws:
         data = facts["data"]
-        steps["prompts"] = lambda: check_prompts(recipe, data.classes, data.num_training(), data.num_uncaptioned())
+        steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)
     return facts

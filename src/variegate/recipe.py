@@ -163,13 +163,13 @@ class LabelSection(Section):
 
     gamma: float = Field(0.5, ge=0.0)
     kappa: float = Field(1.0, gt=0.0, le=1.0)
-    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1  # 5 shots of meadow: 79 % real-only, 74 % without
 
 
 class TrainSection(Section):
     """The classifier."""
 
-    model: str = "resnet18"  # resnet-small, or any timm name
+    model: str = "resnet-small"  # our own, for small images; or any timm name
     pretrained: bool | str = False  # true: timm's weights; a path: a safetensors file
     mode: Literal["full", "linear-probe"] = "full"
     mixing: MixingSection = MixingSection()
@@ -177,7 +177,7 @@ class TrainSection(Section):
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
     mix: Literal["none", "mixup", "cutmix", "mixup+cutmix"] = "none"
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0.0)
+    lr: float | None = Field(None, gt=0.0)  # null: 0.005 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
     warmup_fraction: Fraction = 0.1
     batch: int = Field(48, ge=1)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from .conftest import SMALL_ARGUMENTS, picture, variegate
+from driving import SMALL_ARGUMENTS, picture, variegate
 
 STARTER = Path(__file__).resolve().parents[2] / "src" / "variegate" / "backends" / "starter"
 
@@ -38,10 +37,14 @@ def huge_png(path: Path, edge: int) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
 
 
-def test_every_bad_image_is_named_at_once_and_the_folder_is_left_alone(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_bad_image_is_named_at_once_and_the_folder_is_left_alone(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     root = make_folder()
     whole = (root / "ant" / "0.png").read_bytes()
     (root / "ant" / "truncated.png").write_bytes(whole[: len(whole) // 2])
@@ -92,7 +95,7 @@ def test_unknown_builtin(tmp_path: Path) -> None:
 
 def test_typo_and_wrong_type_and_bad_value_come_together(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("generate:\n  strenght: 0.5\n  per_real: many\ntrain:\n  lr: -1\n")
+    recipe.write_text("generate:\n  strenght: 0.5\n  per_class: many\ntrain:\n  lr: -1\n")
     said = refused("--recipe", recipe, out=tmp_path / "out")
     assert "mine.yaml:2" in said and "did you mean 'strength'" in said
     assert "mine.yaml:3" in said and "mine.yaml:5" in said
@@ -161,7 +164,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     point.mkdir()
 
     def mount(options: str) -> Path:
-        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", point], check=False).returncode:
+        if (
+            os.geteuid() != 0
+            or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", point], check=False).returncode
+        ):
             pytest.skip("mounting a small file system is not allowed here")
         return point
 
@@ -203,8 +209,14 @@ def test_another_recipe_in_an_old_folder_is_refused_with_the_difference(tmp_path
         pytest.param({"single": 1, "several": 6}, id="a class with one image"),
     ],
 )
-def test_what_looks_odd_but_is_right_works(names: dict[str, int], make_folder: Callable[..., Path], tmp_path: Path) -> None:
-    if len({name.lower() for name in names}) < len(names) and (tmp_path / "CASE").mkdir() is None and (tmp_path / "case").exists():
+def test_what_looks_odd_but_is_right_works(
+    names: dict[str, int], make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    if (
+        len({name.lower() for name in names}) < len(names)
+        and (tmp_path / "CASE").mkdir() is None
+        and (tmp_path / "case").exists()
+    ):
         pytest.skip("this file system does not tell case apart")
     root = make_folder(names)
     said = variegate("run", root, "--out", tmp_path / "out", *SMALL_ARGUMENTS, "--set", "dataset.size_px=32")

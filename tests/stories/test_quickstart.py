@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from driving import SMALL_ARGUMENTS, command, variegate
 
 from variegate.recipe import RECIPES, recipe_names
-
-from .conftest import SMALL_ARGUMENTS, command, variegate
 
 ROOT = Path(__file__).resolve().parents[2]
 

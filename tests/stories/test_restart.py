@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from .conftest import SMALL_ARGUMENTS, variegate
+from driving import SMALL_ARGUMENTS, variegate
 
 MORE = (*SMALL_ARGUMENTS, "--set", "generate.per_real=6", "--set", "backend.batch=8", "--set", "backend.threads=1")
 
@@ -44,7 +43,9 @@ def test_two_workers_draw_the_same_bytes(undisturbed: dict[str, str], tmp_path: 
 
 
 @pytest.mark.timeout(280)
-def test_killed_at_random_moments(undisturbed: dict[str, str], tmp_path: Path, process: Callable[..., subprocess.Popen]) -> None:
+def test_killed_at_random_moments(
+    undisturbed: dict[str, str], tmp_path: Path, process: Callable[..., subprocess.Popen]
+) -> None:
     out = tmp_path / "out"
     rng = random.Random(3)
     signals = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM]

@@ -23,8 +23,16 @@ def problems(tmp_path: Path, text: str, *overrides: str) -> str:
 
 
 def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
-    said = problems(tmp_path, "seed: x\ngenerate: {strenght: 1}\ntrain:\n  mixing: {policy: pol}\n", "train.stepz=3", "nonsense")
-    for part in ("r.yaml:1: seed", "did you mean 'strength'", "r.yaml:4: train.mixing.policy", "did you mean 'steps'", "KEY=VALUE"):
+    said = problems(
+        tmp_path, "seed: x\ngenerate: {strenght: 1}\ntrain:\n  mixing: {policy: pol}\n", "train.stepz=3", "nonsense"
+    )
+    for part in (
+        "r.yaml:1: seed",
+        "did you mean 'strength'",
+        "r.yaml:4: train.mixing.policy",
+        "did you mean 'steps'",
+        "KEY=VALUE",
+    ):
         assert part in said
 
 
@@ -51,13 +59,22 @@ def test_each_wrong_value_is_explained(tmp_path: Path, text: str, part: str) -> 
 
 
 def test_yaml_is_read_as_people_mean_it() -> None:
-    assert parse_yaml("[no, 1e-4, 012, 12:30, true, 2020-01-01]", "x") == ["no", 1e-4, "012", "12:30", True, "2020-01-01"]
+    assert parse_yaml("[no, 1e-4, 012, 12:30, true, 2020-01-01]", "x") == [
+        "no",
+        1e-4,
+        "012",
+        "12:30",
+        True,
+        "2020-01-01",
+    ]
 
 
 def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("curate: [{score: blank}]\n")
-    recipe = load_recipe(str(path), ["train.lr=1e-4", "curate.0.policy=weight", "generate.strength=[0.3, 0.7]"], "birds")
+    recipe = load_recipe(
+        str(path), ["train.lr=1e-4", "curate.0.policy=weight", "generate.strength=[0.3, 0.7]"], "birds"
+    )
     assert (recipe.train.lr, recipe.curate[0].policy, recipe.generate.strength) == (1e-4, "weight", [0.3, 0.7])
     assert recipe.dataset.path == "birds"
 
@@ -76,8 +93,12 @@ def test_no_option_is_dead() -> None:
     for path in SOURCE.rglob("*.py"):
         if path.name != "recipe.py":
             read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    sections = [value for value in vars(variegate.recipe).values() if isinstance(value, type) and issubclass(value, Section)]
-    unread = {f"{section.__name__}.{field}" for section in sections for field in section.model_fields if field not in read}
+    sections = [
+        value for value in vars(variegate.recipe).values() if isinstance(value, type) and issubclass(value, Section)
+    ]
+    unread = {
+        f"{section.__name__}.{field}" for section in sections for field in section.model_fields if field not in read
+    }
     unread -= {"PromptsSection.method", "AdaptSection.method", "Recipe.adapt"}  # one method each; recipe.py reads them
     assert len(sections) > 10 and not unread
 

@@ -9,7 +9,24 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "a photo of in the red blue owl cat dog on snow forest , drawing blurry".split()
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "in",
+    "the",
+    "red",
+    "blue",
+    "owl",
+    "cat",
+    "dog",
+    "on",
+    "snow",
+    "forest",
+    ",",
+    "drawing",
+    "blurry",
+]
 MAX_TOKENS = 16
 
 
@@ -82,9 +99,19 @@ def _shared_parts(seed: int) -> dict:
         sample_size=32,
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
-    return {"vae": vae, "text_encoder": CLIPTextModel(_text_config()), "tokenizer": _tokenizer(), "scheduler": scheduler}
+    return {
+        "vae": vae,
+        "text_encoder": CLIPTextModel(_text_config()),
+        "tokenizer": _tokenizer(),
+        "scheduler": scheduler,
+    }
 
 
 def _unet(cross: int, **extra: object):  # noqa: ANN202
@@ -134,4 +161,8 @@ def _tokenizer():  # noqa: ANN202
                 merges.append(pair)
                 tokens.append("".join(pair))
             parts = ["".join(pair), *parts[2:]]
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))},
+        merges=merges,
+        model_max_length=MAX_TOKENS,
+    )

@@ -33,8 +33,8 @@ from starter.training import (
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 6
 CHANNELS, HEADS = (64, 128, 192), (2, 4, 6)
 BATCH = 32  # small: the time buys more steps, and few steps are what limits it
-PEAK_RATE = 6e-4
-HOLD_FRACTION = 0.35  # of the budget at the peak rate
+PEAK_RATE = 8e-4
+HOLD_FRACTION = 0.55  # of the budget at the peak rate
 SNR_CAP = 5.0
 EMA_DECAY = 0.998
 SAVE_EVERY_S = 240
@@ -113,7 +113,7 @@ def train_denoiser(
         torch.nn.ModuleDict({"unet": denoiser.unet, "text_encoder": denoiser.text_encoder}).float().to(device).train()
     )
     model["unet"].to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average = Average(model.named_parameters(), EMA_DECAY)
     checkpoint, step, num_images, spent_s = work / "unet.safetensors", 0, 0, 0.0
     if checkpoint.exists():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ModelError, Problem
@@ -103,7 +102,9 @@ def default_batch(spec: BackendSpec, facts: ModelFacts, machine: Machine) -> int
     latent_px = spec.size_px // facts.downscale
     per_image = image_bytes(latent_px=latent_px, width=facts.width, dtype=spec.dtype, guided=spec.guided)
     free = device_free_memory(spec.device, machine)
-    return chunk_size(device=spec.device, latent_px=latent_px, per_image=per_image, weights=facts.weight_bytes, free=free)
+    return chunk_size(
+        device=spec.device, latent_px=latent_px, per_image=per_image, weights=facts.weight_bytes, free=free
+    )
 
 
 def _memory_format(requested: str, device: str) -> Literal["channels-last", "contiguous"]:
@@ -170,12 +171,18 @@ def strength_problems(strengths: Sequence[float], steps: int, levels: Sequence[f
             if not any(abs(strength - level) < ROUNDING for level in levels):
                 known = ", ".join(f"{level:g}" for level in levels)
                 text = f"{strength:g} is no noise level this one-step model was trained for"
-                remedy = "use generate.method real-gen (drawn from text)" if tuple(levels) == (1.0,) else "choose one of them"
+                remedy = (
+                    "use generate.method real-gen (drawn from text)"
+                    if tuple(levels) == (1.0,)
+                    else "choose one of them"
+                )
                 problems.append(Problem(where, f"{text}; it has {known}", remedy))
         elif executed_steps(steps, strength) < 1:
             needed = math.ceil(1 / strength - ROUNDING)
             text = f"{strength:g} with {steps} steps leaves 0 denoising steps"
-            problems.append(Problem(where, text, f"use strength >= {math.ceil(1000 / steps) / 1000:g} or backend.steps >= {needed}"))
+            problems.append(
+                Problem(where, text, f"use strength >= {math.ceil(1000 / steps) / 1000:g} or backend.steps >= {needed}")
+            )
     return problems
 
 

@@ -12,6 +12,8 @@ import torch
 
 from .base import one_step_timestep
 
+FEATURE_BLOCKS = 1  # up blocks read by activations(), counted from the last
+
 
 class Text(NamedTuple):
     """One prompt [tokens, width], or a batch of them [N, tokens, width]; `pooled` is SDXL's second embedding."""
@@ -57,7 +59,9 @@ class Denoiser:
         extra = {"generator": list(generators)} if _takes_generator(scheduler) else {}
         condition = self._condition(texts, away)
         for timestep in timesteps:
-            predicted = self._guided(scheduler.scale_model_input(latents, timestep), timestep, condition, guidance_scale)
+            predicted = self._guided(
+                scheduler.scale_model_input(latents, timestep), timestep, condition, guidance_scale
+            )
             latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
         return latents
 
@@ -89,14 +93,15 @@ class Denoiser:
         return predicted  # "sample"
 
     def activations(self, latents: torch.Tensor, noise: torch.Tensor, text: Text, timestep: int) -> torch.Tensor:
-        """The middle block's and first up block's outputs for lightly noised latents, averaged over positions: [N, D]."""
+        """What the last up blocks give for lightly noised latents, the largest value in each quarter of the image: [N, D]."""
         found: list[torch.Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            found.append((output[0] if isinstance(output, tuple) else output).float().mean(dim=(2, 3)).cpu())
+            maps = (output[0] if isinstance(output, tuple) else output).float()
+            found.append(torch.nn.functional.adaptive_max_pool2d(maps, 2).flatten(1).cpu())
 
         unet = getattr(self.unet, "_orig_mod", self.unet)  # the compiled module hides its hooks
-        hooks = [block.register_forward_hook(keep) for block in (unet.mid_block, *unet.up_blocks[:FEATURE_BLOCKS])]
+        hooks = [block.register_forward_hook(keep) for block in unet.up_blocks[-FEATURE_BLOCKS:]]
         try:
             times = torch.full((len(latents),), timestep, device=self.device)
             alpha, sigma = self._noise_level(times)
@@ -131,7 +136,13 @@ class Denoiser:
         return condition
 
     def _guided(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, Any], scale: float, *, unet: Any = None
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        condition: dict[str, Any],
+        scale: float,
+        *,
+        unet: Any = None,
     ) -> torch.Tensor:
         """The U-Net's prediction in fp32, moved away from the unconditional one where the condition holds both."""
         both = len(condition["encoder_hidden_states"]) == 2 * len(latents)
@@ -142,9 +153,6 @@ class Denoiser:
             return predicted
         away, towards = predicted.chunk(2)
         return away + scale * (towards - away)
-
-
-FEATURE_BLOCKS = 1
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -84,11 +84,15 @@ def resolve_device(requested: str) -> str:
         return "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = requested.partition(":")
     if kind not in {"cpu", "cuda", "mps"} or (index and not index.isdigit()):
-        raise ModelError(Problem("backend.device", f"unknown device {requested!r}", "use auto, cpu, cuda, cuda:1 or mps"))
+        raise ModelError(
+            Problem("backend.device", f"unknown device {requested!r}", "use auto, cpu, cuda, cuda:1 or mps")
+        )
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if int(index or 0) >= count:
         text = f"{requested} was asked for and this machine has {count} of that kind"
-        raise ModelError(Problem("backend.device", text, "set backend.device to auto or cpu, or run it where the device is"))
+        raise ModelError(
+            Problem("backend.device", text, "set backend.device to auto or cpu, or run it where the device is")
+        )
     return f"cuda:{index or 0}" if kind == "cuda" else kind
 
 

@@ -62,19 +62,25 @@ def find_model(name: str, revision: str | None = None) -> Path:
         remedy = "convert it once: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         raise ModelError(Problem(name, text, remedy))
     if name == "starter":
-        raise ModelError(Problem(name, f"its weights are missing ({STARTER})", "reinstall variegate; the package contains them"))
+        raise ModelError(
+            Problem(name, f"its weights are missing ({STARTER})", "reinstall variegate; the package contains them")
+        )
     if HUB_ID.match(name) and not path.parent.is_dir():
         return _fetch(name, revision)
     siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir()) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, [*siblings, "starter"], n=1)
-    hint = f"did you mean {near[0] if near[0] == 'starter' else path.parent / near[0]}?" if near else "name starter, a folder, or a hub id like org/name"
+    hint = (
+        f"did you mean {near[0] if near[0] == 'starter' else path.parent / near[0]}?"
+        if near
+        else "name starter, a folder, or a hub id like org/name"
+    )
     raise ModelError(Problem(name, "no such model folder", hint))
 
 
 def _fetch(name: str, revision: str | None) -> Path:
     """The hub's snapshot of a model, from the cache when it is complete there."""
     from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     what = f"{name}@{revision}" if revision else name
     try:
@@ -85,7 +91,9 @@ def _fetch(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         remedy = "check the connection and the name, or download it elsewhere and name the folder"
-        raise ModelError(Problem(what, f"cannot be fetched from the hub ({type(exc).__name__}: {reason})", remedy)) from exc
+        raise ModelError(
+            Problem(what, f"cannot be fetched from the hub ({type(exc).__name__}: {reason})", remedy)
+        ) from exc
 
 
 def model_problems(folder: Path) -> list[Problem]:
@@ -100,7 +108,10 @@ def model_problems(folder: Path) -> list[Problem]:
     name = index.get("_class_name")
     if name not in FAMILIES:
         return [Problem(str(folder), f"pipeline {name} is not supported", f"supported: {', '.join(sorted(FAMILIES))}")]
-    found = [Problem(str(path), "is unfinished: the download was cut off", "download the model again") for path in _unfinished(folder)]
+    found = [
+        Problem(str(path), "is unfinished: the download was cut off", "download the model again")
+        for path in _unfinished(folder)
+    ]
     for component in sorted(_components(index)):
         found += _check_component(folder, component)
     return found or _check_shape(folder, index)
@@ -233,7 +244,9 @@ def _check_shape(folder: Path, index: dict[str, Any]) -> list[Problem]:
         problems.append(Problem(str(folder), text, "use a text-to-image model; this kind is not supported yet"))
     if unet.get("time_cond_proj_dim"):
         text = "its U-Net takes the guidance scale as an input (a latent consistency model)"
-        problems.append(Problem(str(folder), text, "this kind is not supported yet; use the model it was distilled from"))
+        problems.append(
+            Problem(str(folder), text, "this kind is not supported yet; use the model it was distilled from")
+        )
     if index.get("requires_aesthetics_score"):
         problems.append(Problem(str(folder), "is a refiner, which only finishes images", "use its base model"))
     return problems

@@ -51,7 +51,9 @@ def _in_process(open_worker: OpenWorker, tasks: Iterable[Any]) -> Iterator[tuple
             yield task, result
 
 
-def _in_processes(open_worker: OpenWorker, tasks: Iterable[Any], workers: int, log_dir: Path | None) -> Iterator[tuple[Any, Any]]:
+def _in_processes(
+    open_worker: OpenWorker, tasks: Iterable[Any], workers: int, log_dir: Path | None
+) -> Iterator[tuple[Any, Any]]:
     """Deal tasks to processes; each holds one task at a time, so that a dead one costs one task."""
     waiting: Iterator[Any] = iter(tasks)
     again: deque[tuple[Any, int]] = deque()

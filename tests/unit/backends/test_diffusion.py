@@ -23,7 +23,9 @@ def spec_of(model: Path, **changes: object) -> BackendSpec:
 
 def pictures(count: int = 3, edge: int = 32) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.kron(rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8), np.ones((1, edge // 4, edge // 4, 1), np.uint8))
+    return np.kron(
+        rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8), np.ones((1, edge // 4, edge // 4, 1), np.uint8)
+    )
 
 
 def levels_apart(left: np.ndarray, right: np.ndarray) -> int:
@@ -56,7 +58,13 @@ def test_the_same_pictures_as_diffusers(model: Path, opened, scheduler: str) -> 
     ours = backend.draw(PROMPTS, latents, strengths=[0.5] * 3, steps=3, seeds=SEEDS, negative="blurry")
     text_ours = backend.draw(PROMPTS, None, strengths=[1.0] * 3, steps=6, seeds=SEEDS, negative="blurry")
     extra = {} if backend.facts.family == "sdxl" else {"requires_safety_checker": False}
-    common = {"prompt": PROMPTS, "negative_prompt": ["blurry"] * 3, "num_inference_steps": 6, "guidance_scale": 3.0, "output_type": "np"}
+    common = {
+        "prompt": PROMPTS,
+        "negative_prompt": ["blurry"] * 3,
+        "num_inference_steps": 6,
+        "guidance_scale": 3.0,
+        "output_type": "np",
+    }
     pipe = AutoPipelineForImage2Image.from_pipe(backend._pipe, **extra)
     pipe.set_progress_bar_config(disable=True)
     from variegate.backends.diffusion import _generator
@@ -118,7 +126,9 @@ def test_a_prompt_is_encoded_once_and_alone(model: Path, opened) -> None:
 
 def test_half_precision_draws_nearly_the_same(tiny_sd: Path, opened) -> None:
     full, half = (opened(spec_of(tiny_sd, dtype=dtype)) for dtype in ("fp32", "bf16"))
-    images = [b.draw(PROMPTS, b.encode_sources(pictures()), strengths=[0.5] * 3, steps=3, seeds=SEEDS) for b in (full, half)]
+    images = [
+        b.draw(PROMPTS, b.encode_sources(pictures()), strengths=[0.5] * 3, steps=3, seeds=SEEDS) for b in (full, half)
+    ]
     assert np.abs(images[0].astype(int) - images[1].astype(int)).mean() < 4
 
 

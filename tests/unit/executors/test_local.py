@@ -52,7 +52,9 @@ def test_a_dead_workers_task_is_tried_once_more(tmp_path: Path) -> None:
 
 
 def test_a_task_that_kills_twice_fails(tmp_path: Path) -> None:
-    with pytest.raises(TaskFailed, match=r"job 2 failed: its worker ended twice \(SIGKILL, most likely for want of memory\)"):
+    with pytest.raises(
+        TaskFailed, match=r"job 2 failed: its worker ended twice \(SIGKILL, most likely for want of memory\)"
+    ):
         list(run_tasks(Squarer, [Job(2, "die")], 2, log_dir=tmp_path))
 
 
@@ -71,7 +73,9 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(folder=str(Path(__file__).parents[1])))
-    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert driver.stdout is not None
     workers = {int(driver.stdout.readline()) for _ in range(2)}
     driver.send_signal(how)

@@ -59,7 +59,9 @@ def read_folder(root: Path, shown: str) -> Listing:
 def _as_listing(shown: str, walk: _Walk, stray: list[str]) -> Listing:
     images = sorted(walk.found, key=lambda image: image.name)
     empty = set(walk.empty) - {image.class_name for image in images}
-    problems = shortened(walk.problems, "such entries", "rename them or mend their permissions")
+    text, remedy = "is a link that leads back into a folder above it, a circle without end", "remove the link"
+    loops = [Problem(name, text, remedy) for name in walk.loops]
+    problems = shortened([*walk.problems, *loops], "such entries", "rename them or mend their permissions")
     if not images and not problems:
         what = "holds images but no class folders" if stray else "holds no images"
         problems = [Problem(shown, what, _LAYOUT)]
@@ -69,8 +71,6 @@ def _as_listing(shown: str, walk: _Walk, stray: list[str]) -> Listing:
         warnings.append(f"{len(stray):,} images lie outside the class folders and are not used: {enumerated(stray)}")
     if walk.num_ignored:
         warnings.append(f"{walk.num_ignored:,} files are no images by their name and were passed over")
-    if walk.loops:
-        warnings.append(f"links that lead back into a folder above them were not followed: {enumerated(walk.loops)}")
     return Listing(shown, tuple(images), tuple(problems), tuple(warnings), tuple(sorted(empty)))
 
 

@@ -6,6 +6,7 @@ Pose, light, habitat and a blade of grass in front are nuisance. Drawing itself 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,7 +44,11 @@ SPLITS = ("train", "val", "test")
 # How alike the species of a genus are. Tuned so that a ResNet-18 from scratch on 5 pictures each of 10 species
 # gets about half of 500 test pictures right.
 _GENUS_SIZE = (4, 6)  # species per genus, both ends included
-_CHANGED_MARKS = (1, 2)  # marks in which a species departs from its genus' first species, both ends included
+_GENUS_ATTEMPTS = 200
+_CHANGES = (  # a species departs from its genus' first in one of these, the frequent ones twice
+    *("spot_count", "spot_count", "spot_place", "spot_colour"),
+    *("margin_width", "band_place", "tip_colour", "veins"),
+)
 
 _COLOUR_NAMES = tuple(COLOURS)
 _SAME_COLOUR_FRACTION = 0.35  # fore and hind wings of one ground colour
@@ -231,39 +236,51 @@ def _sample_genus(rng: np.random.Generator) -> list[Species]:
     """Species with one outline and ground colours that differ from the first in a few small marks."""
     size = int(rng.integers(_GENUS_SIZE[0], _GENUS_SIZE[1] + 1))
     first = _with_spots(_sample_species(rng), rng)
-    while is_starter_species(first):
+    while is_starter_species(first) or not _shows_every_mark(first):
         first = _with_spots(_sample_species(rng), rng)
     genus = [first]
-    while len(genus) < size:
-        other = first
-        for _ in range(rng.integers(_CHANGED_MARKS[0], _CHANGED_MARKS[1] + 1)):
-            other = _with_changed_mark(other, rng)
-        if other not in genus and not is_starter_species(other):
+    for _ in range(_GENUS_ATTEMPTS):  # few departures may be allowed: such a genus stays small
+        other = _with_changed_mark(first, rng)
+        if other not in genus and not is_starter_species(other) and _shows_every_mark(other):
             genus.append(other)
+        if len(genus) == size:
+            break
     return genus
 
 
+def _shows_every_mark(species: Species) -> bool:
+    """No mark has the colour of what lies beneath it: species that differ in words must differ in pictures."""
+    grounds = {species.fore_colour, species.hind_colour}
+    under_spots = {species.fore_colour if species.spot_place == "forewings" else species.hind_colour}
+    if species.band_place == "outer":  # the row of spots lies on it
+        under_spots.add(species.band_colour)
+    hidden_margin, hidden_band = {species.margin_colour} == grounds, species.band_colour in grounds
+    covered_tip = species.tip_colour != NO_MARK and species.margin_width == "wide"
+    hidden_tip = covered_tip or species.tip_colour == species.fore_colour
+    return not (hidden_margin or hidden_band or hidden_tip or species.spot_colour in under_spots)
+
+
 def _with_changed_mark(species: Species, rng: np.random.Generator) -> Species:
-    """One small mark changed, added or taken away."""
-    change = _pick(rng, ("spot_count", "spot_colour", "spot_place", "margin", "margin_width", "band", "tip", "veins"))
-    colour = _pick(rng, _COLOUR_NAMES)
-    if change == "spot_count":
-        return replace(species, spot_count=int(rng.integers(1, MAX_SPOTS + 1)))
+    """One small mark changed, added or taken away; a change that the species has no mark for moves its spots."""
+    change, colour = _pick(rng, _CHANGES), _pick(rng, _COLOUR_NAMES)
     if change == "spot_colour":
         return replace(species, spot_colour=colour)
     if change == "spot_place":
-        return replace(species, spot_place=_pick(rng, SPOT_PLACES))
-    if change == "margin_width" and species.margin_width != NO_MARK:
-        return replace(species, margin_width=_pick(rng, MARGIN_WIDTHS))
-    if change == "margin":
-        return replace(species, margin_colour=colour, margin_width="narrow")
-    if change == "band" and species.band_colour == NO_MARK:
-        return replace(species, band_colour=colour, band_place=_pick(rng, BAND_PLACES))
-    if change == "band":
-        return replace(species, band_colour=NO_MARK, band_place=NO_MARK)
-    if change == "tip":
+        return replace(species, spot_place=_other(SPOT_PLACES, species.spot_place))
+    if change == "margin_width" and species.margin_colour != NO_MARK:
+        return replace(species, margin_width=_other(MARGIN_WIDTHS, species.margin_width))
+    if change == "band_place" and species.band_colour != NO_MARK:
+        return replace(species, band_place=_other(BAND_PLACES, species.band_place))
+    if change == "tip_colour":
         return replace(species, tip_colour=colour if species.tip_colour == NO_MARK else NO_MARK)
-    return replace(species, has_veins=not species.has_veins)
+    if change == "veins":
+        return replace(species, has_veins=not species.has_veins)
+    return replace(species, spot_count=int(rng.integers(1, MAX_SPOTS + 1)))
+
+
+def _other(choices: Iterable[str], current: str) -> str:
+    """The other one of two."""
+    return next(choice for choice in choices if choice != current)
 
 
 def _with_spots(species: Species, rng: np.random.Generator) -> Species:

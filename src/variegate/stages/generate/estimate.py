@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +20,7 @@ from variegate.records import ClassInfo, RealImage
 from .plan import FROM_TEXT, Plan, PlanBackend, make_plan
 from .pool import pool_of_names
 
-BYTES_PER_PIXEL = (
-    0.75  # JPEG at quality 95 without subsampling, photographs; measured on the drawn images when timing is on
-)
+BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured instead when timing is on
 PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded
 MEASURED_IMAGES = 8
 
@@ -43,8 +42,6 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     if recipe.generate.method == "none":
         return {"images": 0, "real_training_images": sum(real), "line": "nothing to draw"}
     spec = resolve_backend(recipe.backend)
-    from pathlib import Path
-
     model = read_model(Path(spec.path))
     plan = _plan(recipe, facts.classes, real, spec, model)
     per_class = np.bincount(plan.target, minlength=len(facts.classes)).tolist()
@@ -64,7 +61,7 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     if measure and len(plan):
         seconds, bytes_per_image = _measure(spec, plan, total / len(plan))
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
-    answer["disk_mb"] = round(len(plan) * (bytes_per_image + 500) / 1e6, 1)  # 500: the row in run.db and metadata.jsonl
+    answer["disk_mb"] = round(len(plan) * (bytes_per_image + 500) / 1e6, 2)  # 500: the row in run.db and metadata.jsonl
     return answer
 
 

@@ -6,7 +6,7 @@ The generate stage deals these prompts out; a person can read the file to see wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from ...backends.folder import find_model
 from ...errors import ModelError, Problem, RecipeError
 from ...pipeline import Context
 from ...recipe import Recipe
-from ...records import ClassInfo
-from .templates import PromptLine, missing_captions, placeholders, render_all, too_long
+from .templates import Lengths, cut_warning, missing_captions, render, render_all, too_long
 
 NAME = "prompts"
 FILE = "prompts/prompts.jsonl"
@@ -38,41 +37,47 @@ def run(context: Context) -> dict[str, Any]:
         return {"line": "nothing to say: no images are drawn", "prompts": 0}
     classes, images = folder.classes(), folder.real_images("train")
     lines = render_all(_texts(recipe), recipe.prompts.environments, classes, images)
-    longest, limit = check_lengths(lines, recipe)
+    lengths = measure([line.prompt for line in lines], recipe)
     folder.write(FILE, "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines))
     folder.put_artefact(NAME, "prompts", FILE)
-    distinct = len({line.prompt for line in lines})
-    line = f"{distinct:,} prompts for {len(classes):,} classes, the longest {longest} of {limit} tokens"
-    return {"line": line, "prompts": distinct, "longest_tokens": longest, "max_tokens": limit}
+    longest = max(lengths.tokens.values())
+    line = (
+        f"{len(lengths.tokens):,} prompts for {len(classes):,} classes, the longest {longest} of {lengths.limit} tokens"
+    )
+    warnings = [cut_warning(lengths)] if lengths.cut else []
+    return {
+        "line": "; ".join([line, *warnings]),
+        "prompts": len(lengths.tokens),
+        "longest_tokens": longest,
+        "max_tokens": lengths.limit,
+        "warnings": warnings,
+    }
 
 
-def check(recipe: Recipe, classes: Sequence[ClassInfo], num_images: int, num_uncaptioned: int) -> None:
-    """Raise RecipeError for prompts that cannot be filled or would be cut off; captions are measured when the stage runs."""
+def check(recipe: Recipe, num_images: int, num_uncaptioned: int) -> None:
+    """Raise RecipeError for texts that cannot be filled, or that leave the model no token for the class.
+
+    A few names or captions that are too long are only worth a warning, given when the stage runs.
+    """
     texts = _texts(recipe)
     problems = missing_captions(texts, num_images, num_uncaptioned)
+    environments = recipe.prompts.environments or [""]
+    lengths = measure([render(text, name="", environment=place) for text in texts for place in environments], recipe)
+    if lengths.cut:
+        problems.append(too_long(lengths))
     if problems:
         raise RecipeError(problems)
-    check_lengths(
-        render_all(
-            [text for text in texts if "caption" not in placeholders(text)], recipe.prompts.environments, classes, []
-        ),
-        recipe,
-    )
 
 
-def check_lengths(lines: Sequence[PromptLine], recipe: Recipe) -> tuple[int, int]:
-    """(tokens of the longest prompt, tokens the model reads); raises RecipeError when any would be cut off."""
-    prompts = sorted({recipe.prompts.negative, *(line.prompt for line in lines)})
-    folder = find_model(recipe.backend.model, recipe.backend.revision)
-    longest, limit, problems = 0, 0, []
-    for tokenizer in load_tokenizers(folder):
-        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+def measure(prompts: Iterable[str], recipe: Recipe) -> Lengths:
+    """Tokens of every distinct prompt, by the encoder that counts the most."""
+    tokens = dict.fromkeys(sorted(set(prompts)), 0)
+    limit = None
+    for tokenizer in load_tokenizers(find_model(recipe.backend.model, recipe.backend.revision)):
         limit = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
-        longest = max(longest, *lengths)
-        problems = problems or too_long(prompts, lengths, tokenizer.model_max_length)
-    if problems:
-        raise RecipeError(problems)
-    return longest, limit
+        for prompt, ids in zip(tokens, tokenizer(list(tokens))["input_ids"], strict=True):
+            tokens[prompt] = max(tokens[prompt], len(ids))
+    return Lengths(tokens, limit or 0)
 
 
 def load_tokenizers(folder: Path) -> list[Any]:

@@ -81,20 +81,29 @@ def missing_captions(texts: Sequence[str], num_images: int, num_uncaptioned: int
     return [Problem("prompts.text", text, "add a caption column to the table of images, or use {name}")]
 
 
-def too_long(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> list[Problem]:
-    """Prompts the model would cut off; lengths count the start and end tokens."""
-    long = [(length, prompt) for prompt, length in zip(prompts, lengths, strict=True) if length > max_tokens]
-    if not long:
-        return []
-    length, prompt = max(long)
-    text = f"{len(long)} of {len(prompts)} prompts are longer than the model's {max_tokens} tokens and would be cut off"
-    remedy = f"shorten prompts.text or the names; the longest has {length} tokens: {_cut(prompt)!r}"
-    return [Problem("prompts.text", text, remedy)]
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of each distinct prompt, start and end tokens included, and how many the model reads."""
+
+    tokens: dict[str, int]
+    limit: int
+
+    @property
+    def cut(self) -> list[str]:
+        """Prompts the model reads only the beginning of."""
+        return [prompt for prompt, count in self.tokens.items() if count > self.limit]
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown}, ..."
+def cut_warning(lengths: Lengths) -> str:
+    longest = max(lengths.cut, key=lambda prompt: lengths.tokens[prompt])
+    which = f"{len(lengths.cut):,} of {len(lengths.tokens):,} prompts"
+    return f"of {which} the model reads only the first {lengths.limit} tokens, for example {_cut(longest)!r}"
+
+
+def too_long(lengths: Lengths) -> Problem:
+    longest = max(lengths.cut, key=lambda prompt: lengths.tokens[prompt])
+    text = f"is longer than the {lengths.limit} tokens the model reads, even without a class name"
+    return Problem("prompts.text", text, f"shorten it; it has {lengths.tokens[longest]} tokens: {_cut(longest)!r}")
 
 
 def _cut(text: str, width: int = 80) -> str:

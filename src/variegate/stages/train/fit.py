@@ -23,10 +23,10 @@ from variegate.backends.devices import available_cores, resolve_device, this_mac
 from variegate.records import seed_from
 from variegate.stages.train.augment import make_augment, make_mix, own_randomness, to_unit
 from variegate.stages.train.mixing import Slots
-from variegate.stages.train.models import Classifier
+from variegate.stages.train.models import OWN_MODEL, Classifier
 
 CHECKPOINT_EVERY_S = 30.0
-MIN_TRAIN_PER_SAVE = 20.0  # large models save more rarely: at most a twentieth of the time
+QUICK_SAVE_S = 1.5  # models that take longer to save are saved more rarely: at most a twentieth of the time
 PREDICT_BATCH = 64  # feature maps of more than that fall out of the processor's cache
 
 State = dict[str, torch.Tensor]
@@ -132,6 +132,18 @@ def learning_rate(step: int, *, steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
+def peak_rate(model: str, *, is_pretrained: bool, mode: str, optimizer: str) -> float:
+    """The learning rate where the recipe names none: smaller for larger nets and for weights that should stay close.
+
+    >>> peak_rate("resnet-small", is_pretrained=False, mode="full", optimizer="adamw")
+    0.005
+    """
+    rate = 5e-3 if model == OWN_MODEL else 1e-3
+    if is_pretrained and mode == "full":
+        rate = 3e-4
+    return rate * (10.0 if optimizer == "sgd" else 1.0)
+
+
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:
     """After which steps validation is read: evenly spaced, the last step always among them.
 
@@ -171,7 +183,7 @@ def fit(
                 start = time.monotonic()
                 save(loop.capture(progress))
                 cost = time.monotonic() - start
-                next_save = start + max(save_every_s, cost * MIN_TRAIN_PER_SAVE)
+                next_save = start + save_every_s * max(1.0, cost / QUICK_SAVE_S)
             if on_step:
                 on_step(progress.step)
     last = _copy(classifier.net.state_dict())

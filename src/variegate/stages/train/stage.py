@@ -9,16 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from variegate.errors import DataError, ModelError, Problem
+from variegate import __version__
+from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.pipeline import Context
 from variegate.progress import Bar
-from variegate.recipe import Recipe
+from variegate.recipe import Recipe, TrainSection
 from variegate.records import RealImage, SyntheticImage, content_id, seed_from
 from variegate.stages.train import labels, mixing
 from variegate.stages.train.files import (
@@ -30,13 +34,24 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
-from variegate.stages.train.fit import FitData, Fitted, Machine, Pictures, Settings, choose_machine, fit, predict
+from variegate.stages.train.fit import (
+    FitData,
+    Fitted,
+    Machine,
+    Pictures,
+    Settings,
+    choose_machine,
+    fit,
+    peak_rate,
+    predict,
+)
 from variegate.stages.train.models import Classifier, build_model, check_model_name
 from variegate.stages.train.pictures import PictureFile, load_pictures
-from variegate.store import RunFolder
+from variegate.store import RunFolder, file_sha256
 
 NAME = "train"
 FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +104,12 @@ def run(context: Context) -> dict[str, Any]:
     total = workshop.steps * len(tasks)
     with context.reporter.bar("training", total, unit="steps", done=workshop.steps * len(finished)) as bar:
         for task in tasks:
-            if task not in finished:
+            if task in finished:
+                folder.path(f"{task.folder}/{CHECKPOINT}").unlink(missing_ok=True)  # a kill may have left it
+                continue
+            with _named(task, folder):
                 _run_task(task, workshop, folder, bar)
+            context.reporter.event("task-done", stage=NAME, arm=task.arm, seed=task.seed)
     return _summary(tasks, workshop, folder)
 
 
@@ -159,12 +178,10 @@ def _task(arm: str, seed: int, workshop: Workshop) -> Task:
     recipe = workshop.recipe
     real = [(i.id, i.sha256, i.label) for split in (workshop.train, *workshop.held_out.values()) for i in split]
     synthetic = [] if arm == "real" else [(i.id, i.weight) for i in workshop.synthetic]
-    size = (recipe.dataset.size_px, recipe.dataset.fit)
-    return Task(
-        arm,
-        seed,
-        content_id(arm, seed, recipe.seed, recipe.train.model_dump(), size, workshop.class_names, real, synthetic),
-    )
+    size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train
+    given = file_sha256(Path(section.pretrained)) if isinstance(section.pretrained, str) else ""
+    settings = (__version__, recipe.seed, section.model_dump(), given, size, workshop.class_names)
+    return Task(arm, seed, content_id(arm, seed, settings, real, synthetic))
 
 
 def _is_finished(task: Task, folder: RunFolder) -> bool:
@@ -180,6 +197,18 @@ def _meta(task: Task, folder: RunFolder) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ one task
 
 
+@contextmanager
+def _named(task: Task, folder: RunFolder) -> Iterator[None]:
+    """Say which task failed and where its traceback is."""
+    try:
+        yield
+    except VariegateError:
+        raise
+    except Exception as exc:
+        log = folder.write(f"logs/{task.folder.replace('/', '-')}.log", traceback.format_exc())
+        raise TaskFailed(f"{NAME} {task.arm} seed {task.seed}", str(exc) or type(exc).__name__, str(log)) from exc
+
+
 def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> None:
     start = time.monotonic()
     section = workshop.recipe.train
@@ -190,7 +219,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         pretrained=section.pretrained,
         seed=seed_from(workshop.recipe.seed, "weights", task.seed),
     )
-    checkpoint = folder.path(f"{task.folder}/checkpoint.safetensors")
+    checkpoint = folder.path(f"{task.folder}/{CHECKPOINT}")
     resume = read_checkpoint(checkpoint, task.key)
     if resume:
         bar.advance(resume.step)
@@ -201,9 +230,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         _settings(workshop.recipe, task.seed),
         workshop.machine,
         resume=resume,
-        save=lambda progress: folder.write(
-            f"{task.folder}/checkpoint.safetensors", checkpoint_bytes(progress, task.key)
-        ),
+        save=lambda progress: folder.write(f"{task.folder}/{CHECKPOINT}", checkpoint_bytes(progress, task.key)),
         on_step=lambda step: bar.advance(1),
     )
     _write(task, workshop, folder, classifier, fitted)
@@ -232,10 +259,17 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
 
 
 def _settings(recipe: Recipe, seed: int) -> Settings:
-    shared = {
-        field.name: getattr(recipe.train, field.name) for field in dataclasses.fields(Settings) if field.name != "seed"
-    }
-    return Settings(**shared, seed=seed_from(recipe.seed, "steps", seed))
+    section = recipe.train
+    chosen = {"seed": seed_from(recipe.seed, "steps", seed), "lr": _rate(section)}
+    names = [field.name for field in dataclasses.fields(Settings) if field.name not in chosen]
+    return Settings(**{name: getattr(section, name) for name in names}, **chosen)
+
+
+def _rate(section: TrainSection) -> float:
+    if section.lr is not None:
+        return section.lr
+    is_pretrained = bool(section.pretrained)
+    return peak_rate(section.model, is_pretrained=is_pretrained, mode=section.mode, optimizer=section.optimizer)
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
@@ -274,4 +308,10 @@ def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[s
     warnings = []
     if not workshop.held_out["val"]:
         warnings.append("there are no validation images: the weights after the last step are taken as they are")
-    return {"line": "; ".join([line, *warnings]), "tasks": rows, "steps": workshop.steps, "warnings": warnings}
+    return {
+        "line": "; ".join([line, *warnings]),
+        "tasks": rows,
+        "steps": workshop.steps,
+        "lr": _rate(workshop.recipe.train),
+        "warnings": warnings,
+    }

@@ -127,7 +127,14 @@ def test_captions_say_what_is_drawn():
 
 
 # Hue in degrees where the habitat has one; only saturation where it is grey.
-HUES = {"grass": (80, 140), "leaves": (80, 165), "sand": (25, 50), "sky": (195, 230), "petals": (310, 350), "water": (170, 205)}
+HUES = {
+    "grass": (80, 140),
+    "leaves": (80, 165),
+    "sand": (25, 50),
+    "sky": (195, 230),
+    "petals": (310, 350),
+    "water": (170, 205),
+}
 
 
 @pytest.mark.parametrize("habitat", HABITATS)

@@ -14,7 +14,7 @@ from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.images import encode_image
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
-from variegate.recipe import BackendSection, GenerateSection, PromptsSection, Recipe
+from variegate.recipe import BackendSection, EvaluateSection, GenerateSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.draw import is_out_of_memory
@@ -24,11 +24,20 @@ NAMES = ("cat", "dog", "red_owl")
 
 
 def recipe_of(model: Path, *, backend: dict | None = None, **generate: object) -> Recipe:
-    values = {"dtype": "bf16", "device": "cpu", "steps": 5, "batch": 5, "threads": 1, "guidance_scale": 2.0, **(backend or {})}
+    values = {
+        "dtype": "bf16",
+        "device": "cpu",
+        "steps": 5,
+        "batch": 5,
+        "threads": 1,
+        "guidance_scale": 2.0,
+        **(backend or {}),
+    }
     return Recipe(
         backend=BackendSection(model=str(model), **values),
         prompts=PromptsSection(negative="blurry"),
         generate=GenerateSection(**{"method": "real-mix", "per_real": 2, "strength": [0.4, 0.8], **generate}),
+        evaluate=EvaluateSection(arms=["real"]),
     )
 
 
@@ -42,11 +51,16 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
         for label in range(classes):
             for k in range(per_class):
                 rng = np.random.default_rng([label, k])
-                path = folder.write(f"dataset/{label}-{k}.png", encode_image(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8), "png"))
+                path = folder.write(
+                    f"dataset/{label}-{k}.png", encode_image(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8), "png")
+                )
                 image_id = content_id(label, k)
                 images.append(RealImage(image_id, f"dataset/{label}-{k}.png", label, "train", sha256=file_sha256(path)))
         folder.put_dataset([ClassInfo(k, NAMES[k], f"{k:04d}-{NAMES[k]}") for k in range(classes)], images)
-        lines = [{"label": k, "image": None, "text": 0, "environment": None, "prompt": f"a photo of {NAMES[k]}"} for k in range(classes)]
+        lines = [
+            {"label": k, "image": None, "text": 0, "environment": None, "prompt": f"a photo of {NAMES[k]}"}
+            for k in range(classes)
+        ]
         folder.write("prompts/prompts.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         folder.put_artefact("prompts", "prompts", "prompts/prompts.jsonl")
         return folder
@@ -149,22 +163,18 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(tiny_sd: Path, make_run, m
         assert hashes(folder) == whole and not unfinished.exists()
 
 
-def test_two_workers_draw_the_same_bytes(tiny_sd: Path, make_run) -> None:
-    recipe = recipe_of(tiny_sd)
-    with make_run("one") as one, make_run("two") as two:
-        draw(one, recipe)
-        draw(two, recipe, workers=2)
-        assert hashes(one) == hashes(two)
-
-
-def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_said(tiny_sd: Path, make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_said(
+    tiny_sd: Path, make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from variegate.backends.diffusion import DiffusionBackend
 
     real = DiffusionBackend.draw
 
     def at_most_three(self, prompts, sources, **options):  # noqa: ANN001, ANN202
         if len(prompts) > 3:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
         return real(self, prompts, sources, **options)
 
     monkeypatch.setattr(DiffusionBackend, "draw", at_most_three)
@@ -182,9 +192,14 @@ def test_one_image_that_does_not_fit_fails_by_name(tiny_sd: Path, make_run, monk
         raise MemoryError("no memory")
 
     monkeypatch.setattr(DiffusionBackend, "draw", never)
-    with make_run() as folder, pytest.raises(TaskFailed, match="generate: chunk 0 failed: memory does not suffice for one image"):
+    with (
+        make_run() as folder,
+        pytest.raises(TaskFailed, match="generate: chunk 0 failed: memory does not suffice for one image"),
+    ):
         draw(folder, recipe_of(tiny_sd))
-    assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried")) and not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert is_out_of_memory(RuntimeError("CUDA out of memory. Tried")) and not is_out_of_memory(
+        RuntimeError("shape mismatch")
+    )
 
 
 def test_strategies_and_one_step(tiny_sd: Path, make_run) -> None:

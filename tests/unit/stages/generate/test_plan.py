@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +35,13 @@ def data(*counts: int) -> tuple[list[ClassInfo], list[RealImage]]:
     return classes, images
 
 
-def plan_of(counts: tuple[int, ...] = (5, 5, 5), *, backend: PlanBackend = BACKEND, seed: int = 0, **section: object) -> Plan:
+def plan_of(
+    counts: tuple[int, ...] = (5, 5, 5), *, backend: PlanBackend = BACKEND, seed: int = 0, **section: object
+) -> Plan:
     classes, images = data(*counts)
-    return make_plan(classes, images, GenerateSection(**section), pool_of_names(classes), backend, negative="", seed=seed)
+    return make_plan(
+        classes, images, GenerateSection(**section), pool_of_names(classes), backend, negative="", seed=seed
+    )
 
 
 def source_labels(plan: Plan) -> np.ndarray:
@@ -134,7 +139,8 @@ def test_texts_environments_and_sources_are_dealt_evenly_and_independently() -> 
 def test_captions_come_from_the_source_or_from_the_target_class() -> None:
     classes, images = data(3, 3)
     lines = [
-        json.dumps({"label": i.label, "image": i.id, "text": 0, "environment": None, "prompt": i.caption}) for i in images
+        json.dumps({"label": i.label, "image": i.id, "text": 0, "environment": None, "prompt": i.caption})
+        for i in images
     ]
     pool = parse_pool(lines, classes, images)
     aug = make_plan(classes, images, GenerateSection(method="real-aug"), pool, BACKEND, negative="", seed=0)
@@ -161,7 +167,9 @@ def test_an_id_changes_with_everything_that_changes_the_image() -> None:
     base = set(plan_of(method="real-aug", per_real=2, strength=[0.5]).ids)
     assert len(base) == 30
     assert base == set(plan_of(method="real-aug", per_real=2, strength=[0.5]).ids)
-    assert base == set(plan_of(method="real-aug", per_real=2, strength=[0.5], backend=PlanBackend("settings", 25, None, 3)).ids)
+    assert base == set(
+        plan_of(method="real-aug", per_real=2, strength=[0.5], backend=PlanBackend("settings", 25, None, 3)).ids
+    )
     others = [
         plan_of(method="real-aug", per_real=2, strength=[0.54]),
         plan_of(method="real-aug", per_real=2, strength=[0.5], seed=1),
@@ -187,12 +195,15 @@ def test_impossible_strategies_are_refused() -> None:
 
 def test_any_process_plans_the_same() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        "from test_plan import digest; print(digest())"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_plan import digest; print(digest())"
     )
     found = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         for seed in ("1", "77")
     }

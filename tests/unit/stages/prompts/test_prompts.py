@@ -12,7 +12,7 @@ from variegate.pipeline import Context
 from variegate.progress import QuietReporter
 from variegate.recipe import BackendSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage
-from variegate.stages.prompts.stage import run
+from variegate.stages.prompts.stage import check, run
 from variegate.stages.prompts.templates import missing_captions, render, render_all
 from variegate.store import RunFolder
 
@@ -34,7 +34,10 @@ def test_texts_times_environments_and_captions() -> None:
         (1, 1, "red owl in snow"),
     ]
     lines = render_all(["{name}: {caption}"], [], CLASSES, IMAGES)
-    assert [(line.image, line.prompt) for line in lines][:2] == [("i0", "red owl: caption 0"), ("i2", "red owl: caption 2")]
+    assert [(line.image, line.prompt) for line in lines][:2] == [
+        ("i0", "red owl: caption 0"),
+        ("i2", "red owl: caption 2"),
+    ]
 
 
 def test_missing_captions_are_counted_before_anything_is_drawn() -> None:
@@ -44,7 +47,12 @@ def test_missing_captions_are_counted_before_anything_is_drawn() -> None:
 
 
 def test_a_class_without_description_goes_by_its_name() -> None:
-    lines = render_all(["a photo of a {description}"], [], [ClassInfo(0, "tree_ant", "0"), ClassInfo(1, "b", "1", "bee with a red back")], [])
+    lines = render_all(
+        ["a photo of a {description}"],
+        [],
+        [ClassInfo(0, "tree_ant", "0"), ClassInfo(1, "b", "1", "bee with a red back")],
+        [],
+    )
     assert [line.prompt for line in lines] == ["a photo of a tree ant", "a photo of a bee with a red back"]
 
 
@@ -57,18 +65,25 @@ def test_the_file_says_what_the_model_will_be_told(tiny_sd: Path, tmp_path: Path
     with RunFolder.create(tmp_path / "run") as folder:
         folder.put_dataset(CLASSES, [])
         summary = run(Context(recipe, folder, QuietReporter()))
-        lines = [json.loads(line) for line in folder.path(folder.artefacts("prompts")["prompts"]).read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in folder.path(folder.artefacts("prompts")["prompts"]).read_text().splitlines()
+        ]
     assert [line["prompt"] for line in lines if line["label"] == 0] == ["a photo of red owl", "red owl"]
     assert summary["prompts"] == 4 and summary["longest_tokens"] <= summary["max_tokens"] == 16
 
 
 @pytest.mark.parametrize("model", ["tiny_sd", "tiny_sdxl"])
-def test_prompts_that_would_be_cut_off_are_refused_with_their_number(
-    model: str, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+def test_a_text_that_leaves_no_token_for_the_class_is_refused_before_anything_is_written(
+    model: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(request.getfixturevalue(model), text=["{name}", "{name} " + "cat " * 20])
-    with RunFolder.create(tmp_path / "run") as folder:
-        folder.put_dataset(CLASSES, [])
-        with pytest.raises(RecipeError, match=r"2 of 5 prompts are longer than the model's 16 tokens"):
-            run(Context(recipe, folder, QuietReporter()))
+    with pytest.raises(RecipeError, match="longer than the 16 tokens the model reads, even without a class name"):
+        check(recipe, 3, 0)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_class_name_that_is_too_long_is_only_worth_a_warning(tiny_sd: Path, tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.put_dataset([ClassInfo(0, "owl", "0"), ClassInfo(1, "red owl " * 20, "1")], [])
+        summary = run(Context(recipe_of(tiny_sd), folder, QuietReporter()))
+    assert "of 1 of 2 prompts the model reads only the first 16 tokens" in summary["warnings"][0]

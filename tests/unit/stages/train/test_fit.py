@@ -19,7 +19,7 @@ MACHINE = fitting.choose_machine("cpu")
 SETTINGS = Settings("full", "classic", "mixup", "adamw", 0.01, 0.05, 0.1, 4, 11)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -66,6 +66,11 @@ def test_equal_calls_give_equal_weights_and_another_seed_does_not() -> None:
     assert equal(one.last, two.last)
     assert one.log == two.log
     assert not equal(one.last, train(settings=dataclasses.replace(SETTINGS, seed=12)).last)
+
+
+def test_a_loss_that_explodes_stops_with_the_remedy() -> None:
+    with pytest.raises(ArithmeticError, match=r"lower train\.lr"):
+        train(settings=dataclasses.replace(SETTINGS, optimizer="sgd", lr=1e30))
 
 
 def test_the_global_generator_is_neither_used_nor_moved() -> None:

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from variegate.errors import DataError, ModelError
+from variegate.errors import DataError, ModelError, TaskFailed
+from variegate.recipe import Recipe
 from variegate.stages.train import fit as fitting
 from variegate.stages.train import stage
 from variegate.stages.train.models import load_classifier
@@ -21,7 +22,7 @@ from variegate.store import file_sha256
 TASKS = ["real/seed-0", "real/seed-1", "real-synthetic/seed-0", "real-synthetic/seed-1"]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -105,6 +106,37 @@ def test_finished_tasks_are_kept_until_what_they_depend_on_changes(
     context.folder.path("train/real/seed-1/log.jsonl").unlink()
     stage.run(context)
     assert trained[2:] == ["train/real/seed-1"]
+
+
+def test_a_task_that_fails_is_named_with_its_log(coloured_run) -> None:
+    context = coloured_run(train={"optimizer": "sgd", "lr": 1e30}, evaluate={"arms": ["real"]})
+    with pytest.raises(TaskFailed, match=r"train real seed 0 failed: the loss became") as caught:
+        stage.run(context)
+    assert "ArithmeticError" in Path(caught.value.log).read_text()
+
+
+def test_a_checkpoint_left_by_a_kill_is_cleared(coloured_run) -> None:
+    context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
+    stage.run(context)
+    left = context.folder.path(f"train/real/seed-0/{stage.CHECKPOINT}")
+    left.write_bytes(b"")
+    stage.run(context)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "rate"),
+    [
+        ({}, 0.005),
+        ({"optimizer": "sgd"}, 0.05),
+        ({"model": "resnet18"}, 0.001),
+        ({"model": "resnet18", "pretrained": True}, 0.0003),
+        ({"model": "resnet18", "pretrained": True, "lr": 0.7}, 0.7),
+    ],
+)
+def test_the_rate_fits_the_model_unless_the_recipe_names_one(keys: dict, rate: float) -> None:
+    recipe = Recipe.model_validate({"train": keys})
+    assert stage._settings(recipe, 0).lr == pytest.approx(rate)
 
 
 def test_arms_of_a_seed_are_paired(coloured_run) -> None:
