@@ -1,6 +1,6 @@
 """Accuracy of recipes over several draws of the few training images, paired with real images alone.
 
-Usage: python benchmarks/few_shot.py [--data builtin:meadow] [--recipes variegate] [--draws 5] [--shots 5] [--split test|val] [KEY=VALUE ...]
+Usage: python benchmarks/few_shot.py [--recipes variegate,real-mix] [--draws 5] [--shots 5] [--split test|val] [KEY=VALUE ...]
 
 Each draw is a run of its own (seed 0, 1, ...): other training pictures, the same species and test pictures, one classifier an
 arm. With --split val the validation accuracy is shown instead, for choosing settings. Prints one JSON line last.

@@ -202,17 +202,16 @@ def make_export(options: argparse.Namespace) -> None:
 def make_grids(options: argparse.Namespace) -> None:
     import torch
     from diffusers import StableDiffusionPipeline
-    from starter.pictures import FREE_PROMPTS, grid, prompt_grid, save, strength_grid, unseen_prompts
-
-    from variegate.stages.dataset.meadow import make_meadow
+    from starter.pictures import FREE_PROMPTS, meadow_banner, prompt_grid, save, strength_grid, unseen_prompts
 
     torch.set_num_threads(options.threads)
+    save(meadow_banner(), options.docs / "meadow.png")
     pipeline = StableDiffusionPipeline.from_pretrained(options.out)
-    save(prompt_grid(pipeline, [*FREE_PROMPTS, *unseen_prompts(4)], columns=8), options.docs / "starter-prompts.webp")
-    save(strength_grid(pipeline, num=8), options.docs / "starter-strengths.webp")
-    meadow = make_meadow(n_species=12, n_per_species=4, size_px=96, seed=0)
-    shape = (12, 4, *meadow.images.shape[1:])
-    save(grid(meadow.images.reshape(shape).transpose(1, 0, 2, 3, 4, 5)[:3]), options.docs / "meadow.png")
+    with torch.autocast("cpu", torch.bfloat16):
+        save(
+            prompt_grid(pipeline, [*FREE_PROMPTS, *unseen_prompts(4)], columns=8), options.docs / "starter-prompts.webp"
+        )
+        save(strength_grid(pipeline, num=8), options.docs / "starter-strengths.webp")
 
 
 def _denoiser(options: argparse.Namespace, items: list, sample_size: int):
@@ -222,15 +221,21 @@ def _denoiser(options: argparse.Namespace, items: list, sample_size: int):
     from starter.export import load_parts
     from starter.tokenizer import train_tokenizer
     from starter.unet import build_denoiser
+    from transformers import CLIPTokenizer
 
     from variegate.stages.dataset.meadow import meadow_names
 
     if options.init:
         return load_parts(options.init)[1]
+    saved = options.work / "tokenizer"  # a resumed run must not learn another one
+    if saved.exists():
+        return build_denoiser(CLIPTokenizer.from_pretrained(saved), sample_size)
     rng = np.random.default_rng([options.seed, 5])
     captions = [random_caption(items[index], rng) for index in rng.integers(len(items), size=TOKENIZER_CAPTIONS)]
     names = [name for seed in range(20) for name in meadow_names(40, seed)]  # the invented names' syllables
-    return build_denoiser(train_tokenizer(captions + names), sample_size)
+    tokenizer = train_tokenizer(captions + names)
+    tokenizer.save_pretrained(saved)
+    return build_denoiser(tokenizer, sample_size)
 
 
 def _photo_prompts(items: list) -> list[str]:

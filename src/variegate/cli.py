@@ -171,6 +171,8 @@ def _plan_text(answer: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and len(value) > 2 and len(set(map(str, value.values()))) == 1:
+        return f"{_shown(next(iter(value.values())))} each, {len(value):,} classes"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     if isinstance(value, list):
@@ -180,7 +182,7 @@ def _shown(value: Any) -> str:
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write report.html and report.md of a run again."""
+    """Write report.html, report.md and summary.json of a run again."""
     from .stages.report.stage import write_report
     from .store import RunFolder
 

@@ -385,7 +385,10 @@ def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, 
             problems.append(Problem(f"--set {item}", "expected KEY=VALUE", "for example --set generate.strength=0.5"))
             continue
         try:
-            _put(values, key.strip().split("."), parse_yaml(raw, f"--set {item}"))
+            value = parse_yaml(raw, f"--set {item}")
+            if isinstance(value, dict) and None in value.values():
+                value = raw  # prompts.text={name}: a placeholder, not a mapping
+            _put(values, key.strip().split("."), value)
         except RecipeError as exc:
             problems.extend(exc.problems)
         except TypeError as exc:
@@ -428,7 +431,9 @@ def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
             str(error["input"]), error["ctx"]["expected"].replace("'", "").split(", "), n=1
         )
         return Problem(place, f"{what}, got {error['input']!r}", f"did you mean {near[0]!r}?" if near else "")
-    return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}")
+    is_placeholder = isinstance(error["input"], dict) and None in error["input"].values()
+    remedy = "put quotes around text that holds braces" if is_placeholder else ""
+    return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
 
 
 def _is_union_branch(part: Any) -> bool:

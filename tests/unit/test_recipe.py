@@ -79,6 +79,11 @@ def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
     assert recipe.dataset.path == "birds"
 
 
+def test_a_prompt_with_braces_needs_no_quotes_after_set_and_is_told_to_in_a_file(tmp_path: Path) -> None:
+    assert load_recipe("real-gen", ["prompts.text={description}"]).prompts.text == "{description}"
+    assert "put quotes around" in problems(tmp_path, "prompts: {text: {name}}")
+
+
 def test_a_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     recipe = load_recipe("real-mix", ["seed=3"])

@@ -12,7 +12,7 @@ from PIL import Image
 from variegate.stages.dataset.meadow import HABITAT_PHRASES, describe, make_meadow
 
 STEPS, GUIDANCE = 20, 3.0
-STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FREE_PROMPTS = (
     "a photo of a blue butterfly on sand",
     "a photo of an orange and black butterfly on leaves",
@@ -74,6 +74,15 @@ def strength_grid(
         ).images  # fmt: skip
         columns.append((drawn * 255 + 0.5).astype(np.uint8))
     return grid(np.stack(columns, axis=1))
+
+
+def meadow_banner(columns: int = 9, size_px: int = 96) -> Image.Image:
+    """Species of different genera above, the same species in another picture below; few colours, so the file is small."""
+    meadow = make_meadow(n_species=6 * columns, n_per_species=2, size_px=size_px)
+    genera = list(dict.fromkeys(one.genus for one in meadow.species))[:columns]
+    chosen = [next(k for k, one in enumerate(meadow.species) if one.genus == genus) for genus in genera]
+    pictures = np.stack([meadow.images[meadow.labels == label] for label in chosen], axis=1)  # [2, columns, H, W, 3]
+    return grid(pictures).quantize(255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def grid(pictures: np.ndarray, scale: int = 1) -> Image.Image:

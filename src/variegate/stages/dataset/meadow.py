@@ -46,8 +46,12 @@ SPLITS = ("train", "val", "test")
 _GENUS_SIZE = (4, 6)  # species per genus, both ends included
 _GENUS_ATTEMPTS = 200
 _CHANGES = (  # a species departs from its genus' first in one of these, the frequent ones twice
-    *("spot_count", "spot_count", "spot_place", "spot_colour"),
-    *("margin_width", "band_place", "tip_colour", "veins"),
+    *("spot_count", "spot_colour", "spot_colour", "margin_colour", "band_colour", "tip_colour"),
+    *("spot_place", "margin_width", "band_place", "has_veins"),
+)
+_COLOUR_ROWS = (
+    ("white", "cream", "yellow", "orange", "red", "pink", "violet", "blue", "teal", "green"),
+    ("brown", "black"),
 )
 
 _COLOUR_NAMES = tuple(COLOURS)
@@ -261,21 +265,26 @@ def _shows_every_mark(species: Species) -> bool:
 
 
 def _with_changed_mark(species: Species, rng: np.random.Generator) -> Species:
-    """One small mark changed, added or taken away; a change that the species has no mark for moves its spots."""
-    change, colour = _pick(rng, _CHANGES), _pick(rng, _COLOUR_NAMES)
-    if change == "spot_colour":
-        return replace(species, spot_colour=colour)
+    """One small mark changed; a change that the species has no mark for becomes one of the number of spots."""
+    change = _pick(rng, _CHANGES)
+    if change.endswith("_colour") and getattr(species, change) != NO_MARK:
+        return replace(species, **{change: _similar_colour(getattr(species, change), rng)})
     if change == "spot_place":
         return replace(species, spot_place=_other(SPOT_PLACES, species.spot_place))
     if change == "margin_width" and species.margin_colour != NO_MARK:
         return replace(species, margin_width=_other(MARGIN_WIDTHS, species.margin_width))
     if change == "band_place" and species.band_colour != NO_MARK:
         return replace(species, band_place=_other(BAND_PLACES, species.band_place))
-    if change == "tip_colour":
-        return replace(species, tip_colour=colour if species.tip_colour == NO_MARK else NO_MARK)
-    if change == "veins":
+    if change == "has_veins":
         return replace(species, has_veins=not species.has_veins)
     return replace(species, spot_count=int(rng.integers(1, MAX_SPOTS + 1)))
+
+
+def _similar_colour(colour: str, rng: np.random.Generator) -> str:
+    """A neighbour of a colour: yellow may become cream or orange, but not blue."""
+    row = next(row for row in _COLOUR_ROWS if colour in row)
+    neighbours = [row[k] for k in (row.index(colour) - 1, row.index(colour) + 1) if 0 <= k < len(row)]
+    return _pick(rng, neighbours)
 
 
 def _other(choices: Iterable[str], current: str) -> str:

@@ -141,7 +141,19 @@ def answer(arms: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str,
         low, high = (f"{100 * only[key]:.1f}" for key in ("low", "high"))
         reached = f"{100 * only['accuracy']:.1f} % (95 % {low} to {high})"
         return f"{arms[0]['arm']} alone reaches {reached}; nothing to compare with."
-    return "; ".join(f"{entry['arm']} against {entry['baseline']}: {entry['verdict']}" for entry in comparisons) + "."
+    reached = {arm["arm"]: f"{100 * arm['selected']['accuracy']:.1f} %" for arm in arms}
+    return " ".join(_sentence(entry, reached) for entry in comparisons)
+
+
+def _sentence(entry: Mapping[str, Any], reached: Mapping[str, str]) -> str:
+    """One comparison in words, with what both arms reached."""
+    arm, baseline = entry["arm"], entry["baseline"]
+    opening, _, rest = str(entry["verdict"]).partition(": ")
+    subject = "Synthetic images alone" if arm == "synthetic" else "Synthetic images"
+    if opening == "no difference seen":
+        return f"No difference seen between {baseline} ({reached[baseline]}) and {arm} ({reached[arm]}): {rest}."
+    verb = "helped" if opening == "helps" else "hurt"
+    return f"{subject} {verb}: {reached[baseline]} became {reached[arm]}, {rest}."
 
 
 def line(results: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def test_a_real_gain_is_seen_and_no_gain_is_not(evaluated) -> None:
     assert gain["verdict"].startswith("helps: +")
     assert nothing["verdict"].startswith("no difference seen")
     assert nothing["detectable"] > 0
-    assert "real+synthetic against real: helps" in found["verdict"]
+    assert "Synthetic images helped: " in found["verdict"]
     assert summary["line"].startswith(f"real {100 * found['arms'][0]['selected']['accuracy']:.1f} %, real+synthetic ")
     assert "3 seeds)" in summary["line"]
 
