@@ -56,7 +56,7 @@ def main() -> None:
     from variegate.backends.folder import find_model
     from variegate.pipeline import Context, run_stages
     from variegate.progress import QuietReporter
-    from variegate.recipe import load_recipe
+    from variegate.recipe_file import load_recipe
     from variegate.stages.generate import stage
     from variegate.store import RunFolder
 

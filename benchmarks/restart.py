@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 
-def command(out: Path, per_real: int, workers: int) -> list[str]:
+def command(out: Path, per_real: int, workers: int, model: str = "starter") -> list[str]:
     keys = ("backend.batch=16", "backend.threads=1", "backend.steps=10", f"generate.per_real={per_real}", "curate=[]")
+    keys += (f"backend.model={model}",)
     sets = [part for key in keys for part in ("--set", key)]
     start = [sys.executable, "-m", "variegate", "generate", "--out", str(out), "--workers", str(workers)]
     return [*start, "--set", "generate.strength=0.5", *sets]
@@ -34,13 +35,13 @@ def fingerprint(out: Path) -> str:
     return digest.hexdigest()
 
 
-def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float) -> tuple[int, list[int]]:
+def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float, model: str) -> tuple[int, list[int]]:
     """Start and SIGKILL the whole process group until `kills` kills have hit a living run, then let it end."""
     rng = random.Random(0)
     hit, images = 0, []
     while hit < kills:
         child = subprocess.Popen(
-            command(out, per_real, 1 + hit % 2),
+            command(out, per_real, 1 + hit % 2, model),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -52,7 +53,7 @@ def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float) -> tupl
         child.wait()
         hit += 1
         images.append(sum(1 for _ in (out / "synthetic").rglob("*.jpg")) if (out / "synthetic").is_dir() else 0)
-    subprocess.run(command(out, per_real, 1), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(out, per_real, 1, model), check=True, stdout=subprocess.DEVNULL)
     return hit, images
 
 
@@ -60,14 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-real", type=int, default=20)
+    parser.add_argument("--model", default="starter")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         start = time.perf_counter()
-        subprocess.run(command(root / "one", options.per_real, 1), check=True)
+        subprocess.run(command(root / "one", options.per_real, 1, options.model), check=True)
         whole_s = time.perf_counter() - start
-        subprocess.run(command(root / "two", options.per_real, 2), check=True)
-        hit, images = kill_at_random(root / "killed", options.per_real, options.kills, whole_s * 0.8)
+        subprocess.run(command(root / "two", options.per_real, 2, options.model), check=True)
+        hit, images = kill_at_random(root / "killed", options.per_real, options.kills, whole_s * 0.8, options.model)
         hashes = {kind: fingerprint(root / kind) for kind in ("one", "two", "killed")}
         drawn = sum(1 for _ in (root / "one" / "synthetic").rglob("*.jpg"))
     same = len(set(hashes.values())) == 1

@@ -201,12 +201,14 @@ def make_export(options: argparse.Namespace) -> None:
 
 def make_grids(options: argparse.Namespace) -> None:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
     from starter.pictures import FREE_PROMPTS, meadow_banner, prompt_grid, save, strength_grid, unseen_prompts
 
     torch.set_num_threads(options.threads)
     save(meadow_banner(), options.docs / "meadow.png")
     pipeline = StableDiffusionPipeline.from_pretrained(options.out)
+    # fresh noise at every step mends shapes that DDIM keeps: rounder wings, more often two alike
+    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
     with torch.autocast("cpu", torch.bfloat16):
         save(
             prompt_grid(pipeline, [*FREE_PROMPTS, *unseen_prompts(4)], columns=8), options.docs / "starter-prompts.webp"

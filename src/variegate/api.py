@@ -10,16 +10,17 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import Problem, RunFolderError, UserError
-from .pipeline import Context, run_stages
-from .progress import EventLog, QuietReporter, Reporter
-from .recipe import Recipe, difference, dump_recipe, load_recipe, parse_yaml
-from .store import RunFolder
+from variegate.errors import Problem, RunFolderError, UserError
+from variegate.pipeline import Context, run_stages
+from variegate.progress import EventLog, QuietReporter, Reporter
+from variegate.recipe import Recipe
+from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
+from variegate.store import RunFolder
 
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
 
@@ -93,11 +94,11 @@ def settle(
 def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     """Validate everything a run depends on without writing anything; returns the facts of data and model.
 
-    Raises UserError holding all problems: first those of data and model, which are found in a moment, then those of prompts,
-    curating and training, which need the libraries loaded.
+    Raises UserError holding all problems: first those of data and model, which are found in a moment, then those of device,
+    prompts, curating and training, which need the libraries loaded.
     """
-    from .backends.base import check_model
-    from .stages.dataset.stage import check as check_data
+    from variegate.backends.base import check_device, check_model
+    from variegate.stages.dataset.stage import check as check_data
 
     draws = recipe.generate.method != "none"
     steps: dict[str, Callable[[], Any]] = {"data": lambda: check_data(recipe, reporter)}
@@ -105,11 +106,11 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
         steps["model"] = lambda: check_model(recipe)
     facts = _all_at_once(steps)
 
-    from .stages.curate.stage import check as check_curate
-    from .stages.prompts.stage import check as check_prompts
-    from .stages.train.stage import check as check_train
+    from variegate.stages.curate.stage import check as check_curate
+    from variegate.stages.prompts.stage import check as check_prompts
+    from variegate.stages.train.stage import check as check_train
 
-    steps = {"train": lambda: check_train(recipe)}
+    steps = {"device": lambda: check_device(recipe), "train": lambda: check_train(recipe)}
     if draws:
         data = facts["data"]
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
@@ -143,9 +144,9 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
         changed = difference(old, recipe.model_dump(mode="json"))
         if changed:
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
-            raise RunFolderError(
-                [Problem(str(folder.root), f"was made by another recipe: {line}", remedy) for line in changed]
-            )
+            problems = [Problem(str(folder.root), f"was made by another recipe: {line}") for line in changed]
+            problems[-1] = replace(problems[-1], remedy=remedy)
+            raise RunFolderError(problems)
         return
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
@@ -153,14 +154,15 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and the machine, as written to env.json: no names of users, hosts or folders."""
-    from . import __version__
+    from variegate import __version__
+    from variegate.backends.devices import available_cores
 
     return {
         "variegate": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
     }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import TaskFailed, UserError, VariegateError
+from variegate.errors import TaskFailed, UserError, VariegateError
 
 EXAMPLES = """\b
 Examples:
@@ -17,6 +17,8 @@ Examples:
   variegate run photos/ --recipe real-mix    on a folder of class folders
   variegate plan photos/                     what that would cost; touches nothing
 """
+
+STOPPED = 130  # exit status after Ctrl-C, as shells have it
 
 app = typer.Typer(
     name="variegate",
@@ -33,7 +35,7 @@ app.add_typer(recipes_app, name="recipes")
 Data = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DATA]",
+        metavar="DATA",
         help="Folder of class folders, .csv/.jsonl/.parquet, hf:org/name, builtin:meadow or builtin:digits.",
     ),
 ]
@@ -51,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on 
 def run_cli(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     try:
-        app(arguments, standalone_mode=False)
+        status = app(arguments, standalone_mode=False)  # typer turns Ctrl-C into a returned 130
     except UserError as exc:
         return _complain(f"error: {exc}", 2)
     except TaskFailed as exc:
@@ -59,12 +61,12 @@ def run_cli(arguments: list[str] | None = None) -> int:
     except VariegateError as exc:
         return _complain(f"error: {exc}", 1)
     except KeyboardInterrupt:
-        return _complain("stopped; nothing finished is lost. Run the same command again to go on.", 130)
+        status = STOPPED
     except BrokenPipeError:
         return 0
     except Exception as exc:
         return _click_status(exc)
-    return 0
+    return _stopped() if status == STOPPED else status or 0
 
 
 def _click_status(exc: Exception) -> int:
@@ -73,10 +75,14 @@ def _click_status(exc: Exception) -> int:
         exc.show()
         return int(exc.exit_code)
     if type(exc).__name__ == "Abort":
-        return _complain("stopped; nothing finished is lost. Run the same command again to go on.", 130)
+        return _stopped()
     if type(exc).__name__ == "Exit":
         return int(exc.exit_code)  # type: ignore[attr-defined]
     raise exc
+
+
+def _stopped() -> int:
+    return _complain("stopped; nothing finished is lost. Run the same command again to go on.", STOPPED)
 
 
 def _complain(text: str, status: int) -> int:
@@ -87,8 +93,8 @@ def _complain(text: str, status: int) -> int:
 def _run(
     data: str | None, recipe: str, out: Path | None, overrides: list[str] | None, workers: int, as_json: bool, last: str
 ) -> None:
-    from .api import run
-    from .progress import TerminalReporter
+    from variegate.api import run
+    from variegate.progress import TerminalReporter
 
     result = run(
         data, recipe, out, overrides=overrides or (), workers=workers, last=last, reporter_class=TerminalReporter
@@ -109,43 +115,32 @@ def _run(
     print(result.verdict)
 
 
-@app.command()
-def run(
-    data: Data = None,
-    recipe: RecipeOption = "variegate",
-    out: Out = None,
-    overrides: Set = None,
-    workers: Workers = 1,
-    as_json: Json = False,
-) -> None:
-    """Do the whole job: draw images, train with and without them, and say whether they helped. Run again to resume."""
-    _run(data, recipe, out, overrides, workers, as_json, "report")
+def _add_pipeline_command(name: str, last: str, text: str) -> None:
+    """The same pipeline, stopping after the stage `last`."""
+
+    def command(
+        data: Data = None,
+        recipe: RecipeOption = "variegate",
+        out: Out = None,
+        overrides: Set = None,
+        workers: Workers = 1,
+        as_json: Json = False,
+    ) -> None:
+        _run(data, recipe, out, overrides, workers, as_json, last)
+
+    app.command(name, help=text)(command)
 
 
-@app.command()
-def generate(
-    data: Data = None,
-    recipe: RecipeOption = "variegate",
-    out: Out = None,
-    overrides: Set = None,
-    workers: Workers = 1,
-    as_json: Json = False,
-) -> None:
-    """Draw and curate the images, train nothing."""
-    _run(data, recipe, out, overrides, workers, as_json, "curate")
-
-
-@app.command()
-def train(
-    data: Data = None,
-    recipe: RecipeOption = "variegate",
-    out: Out = None,
-    overrides: Set = None,
-    workers: Workers = 1,
-    as_json: Json = False,
-) -> None:
-    """Draw, curate and train; no comparison and no report yet."""
-    _run(data, recipe, out, overrides, workers, as_json, "train")
+for _command in (
+    (
+        "run",
+        "report",
+        "Do the whole job: draw images, train with and without them, and say whether they helped. Run again to resume.",
+    ),
+    ("generate", "curate", "Draw and curate the images, train nothing."),
+    ("train", "train", "Draw, curate and train; no comparison and no report yet."),
+):
+    _add_pipeline_command(*_command)
 
 
 @app.command()
@@ -157,8 +152,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what run would make and cost: images, steps, time, disk, memory. Touches nothing."""
-    from .api import check, settle
-    from .stages.generate.stage import estimate
+    from variegate.api import check, settle
+    from variegate.stages.generate.stage import estimate
 
     settled = settle(data, recipe, overrides or ())
     facts = check(settled)
@@ -183,8 +178,8 @@ def _shown(value: Any) -> str:
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write report.html, report.md and summary.json of a run again."""
-    from .stages.report.stage import write_report
-    from .store import RunFolder
+    from variegate.stages.report.stage import write_report
+    from variegate.store import RunFolder
 
     with RunFolder.read(folder) as opened:
         print(write_report(opened, None))
@@ -193,7 +188,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do, and the remedy for each gap."""
-    from .doctor import examine
+    from variegate.doctor import examine
 
     findings = examine()
     if as_json:
@@ -207,10 +202,14 @@ def doctor(as_json: Json = False) -> None:
 @recipes_app.command("ls")
 def recipes_ls(as_json: Json = False) -> None:
     """List the shipped recipes, one line each."""
-    from .recipe import RECIPES, recipe_names
+    from variegate.recipe_file import RECIPES, recipe_names
 
     lines = {
-        name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        name: (RECIPES / f"{name}.yaml")
+        .read_text(encoding="utf-8")
+        .splitlines()[0]
+        .lstrip("# ")
+        .removeprefix(f"{name}: ")
         for name in recipe_names()
     }
     print(json.dumps(lines, indent=1) if as_json else "\n".join(f"{name:<16}{text}" for name, text in lines.items()))
@@ -219,7 +218,7 @@ def recipes_ls(as_json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Print a recipe as it is written."""
-    from .recipe import find_recipe
+    from variegate.recipe_file import find_recipe
 
     print(find_recipe(name).read_text(encoding="utf-8"), end="")
 
@@ -229,8 +228,8 @@ def recipes_cp(
     name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
 ) -> None:
     """Copy a recipe to a file of your own; never overwrites."""
-    from .errors import Problem, RecipeError
-    from .recipe import find_recipe
+    from variegate.errors import Problem, RecipeError
+    from variegate.recipe_file import find_recipe
 
     text = find_recipe(name).read_bytes()
     try:
@@ -246,7 +245,7 @@ def recipes_cp(
 @recipes_app.command("validate")
 def recipes_validate(file: Annotated[str, typer.Argument(metavar="FILE")], overrides: Set = None) -> None:
     """Check a recipe and name every problem."""
-    from .recipe import load_recipe
+    from variegate.recipe_file import load_recipe
 
     load_recipe(file, overrides or ())
     print(f"{file}: valid")

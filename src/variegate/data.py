@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from variegate.errors import DataError, Problem
 from variegate.images import load_rgb
-from variegate.recipe import Recipe, parse_yaml
+from variegate.recipe import Recipe
+from variegate.recipe_file import parse_yaml
 from variegate.records import RealImage, SyntheticImage, seed_from
 from variegate.stages.train import labels, mixing
 from variegate.store import RunFolder

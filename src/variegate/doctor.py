@@ -16,7 +16,7 @@ def examine() -> list[dict[str, str]]:
     """Findings in a fixed order, each with state (ok, note, missing), what, found and remedy."""
     import torch
 
-    from . import __version__
+    from variegate import __version__
 
     findings = [_finding("ok", "variegate", f"{__version__}, torch {torch.__version__}")]
     findings += _processors(torch)
@@ -30,14 +30,13 @@ def _finding(state: str, what: str, found: str, remedy: str = "") -> dict[str, s
 
 
 def _processors(torch: Any) -> list[dict[str, str]]:
-    from .backends.devices import cpu_has_bf16
+    from variegate.backends.devices import available_cores, cpu_has_bf16
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = [_finding("ok", "processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}")]
+    found = [_finding("ok", "processor", f"{available_cores()} cores, {torch.backends.cpu.get_cpu_capability()}")]
     if cpu_has_bf16():
         found.append(_finding("ok", "bf16 on cpu", "yes: drawing and training use it"))
     else:
-        found.append(_finding("note", "bf16 on cpu", "no: fp32 is used, about half the speed"))
+        found.append(_finding("note", "bf16 on cpu", "no: fp32 is used, which is slower"))
     return found
 
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageCms
 
-from .errors import DataError, Problem
+from variegate.errors import DataError, Problem
 
 if TYPE_CHECKING:
     import torch
 
-    from .progress import Reporter
+    from variegate.progress import Reporter
 
 Fit = Literal["crop", "pad", "stretch"]
 ImageFormat = Literal["jpg", "png", "webp"]

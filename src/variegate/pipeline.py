@@ -1,7 +1,9 @@
 """The stages in order, what each depends on, and running them: skip what is done, redo what changed.
 
 A stage is a module with NAME, `inputs(recipe)` (what its result depends on besides the stage before it) and
-`run(context)`, which returns a summary dict whose `line` is the one counted line people read.
+`run(context)`, which returns a summary dict whose `line` is the one counted line people read. It may have
+`found(context)`, what its result depends on in the run folder itself (decisions that people make there), and
+`intact(context)`, whether what it made besides its artefacts is still there.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from . import __version__
-from .progress import Reporter
-from .recipe import Recipe
-from .records import content_id
-from .store import RunFolder
+from variegate import __version__
+from variegate.progress import Reporter
+from variegate.recipe import Recipe
+from variegate.records import content_id
+from variegate.store import RunFolder
 
 STAGES = ("dataset", "prompts", "generate", "curate", "train", "evaluate", "report")
 
@@ -43,9 +45,18 @@ def load_stage(name: str) -> Stage:
     return importlib.import_module(f"variegate.stages.{name}.stage")  # type: ignore[return-value]
 
 
+def _key(stage: Stage, context: Context, upstream: str) -> str:
+    """Changes when the stage's result may: with the version, the stages before it, its inputs and what it finds."""
+    given = json.loads(json.dumps(stage.inputs(context.recipe), default=str))
+    found = stage.found(context) if hasattr(stage, "found") else None
+    return content_id(__version__, stage.NAME, upstream, given, found)
+
+
 def _intact(stage: Stage, context: Context) -> bool:
-    """Whether what a finished stage made is still there, for the stages that can tell."""
-    return not hasattr(stage, "intact") or stage.intact(context)
+    """Whether what a finished stage made is still there: its artefacts, and what it can tell of itself."""
+    folder = context.folder
+    whole = all(folder.path(path).is_file() for path in folder.artefacts(stage.NAME).values())
+    return whole and (not hasattr(stage, "intact") or stage.intact(context))
 
 
 def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, Any]]:
@@ -54,9 +65,7 @@ def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, An
     upstream = ""
     for name in STAGES[: STAGES.index(last) + 1]:
         stage = load_stage(name)
-        upstream = content_id(
-            __version__, name, upstream, json.loads(json.dumps(stage.inputs(context.recipe), default=str))
-        )
+        upstream = _key(stage, context, upstream)
         done = context.folder.stage(name)
         if done and done[0] == upstream and _intact(stage, context):
             summaries[name] = done[1]

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .errors import Problem, RunFolderError
-from .records import ClassInfo, PlanRow, RealImage, SyntheticImage
+from variegate.errors import Problem, RunFolderError
+from variegate.records import ClassInfo, PlanRow, RealImage, SyntheticImage
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -33,7 +33,8 @@ CREATE TABLE real (id TEXT PRIMARY KEY, path TEXT NOT NULL, label INTEGER NOT NU
                    mask TEXT, width INTEGER, height INTEGER, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
 CREATE TABLE plan (row INTEGER PRIMARY KEY, id TEXT NOT NULL, chunk INTEGER NOT NULL, source TEXT, target INTEGER NOT NULL,
-                   prompt INTEGER NOT NULL, negative INTEGER NOT NULL, strength REAL NOT NULL, steps INTEGER NOT NULL, seed INTEGER NOT NULL);
+                   prompt INTEGER NOT NULL, negative INTEGER NOT NULL, strength REAL NOT NULL, steps INTEGER NOT NULL,
+                   seed INTEGER NOT NULL);
 CREATE TABLE chunks (chunk INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, state TEXT NOT NULL,
                      seconds REAL, note TEXT);
 CREATE TABLE scores (id TEXT, score TEXT, value REAL, PRIMARY KEY (id, score)) WITHOUT ROWID;
@@ -56,20 +57,24 @@ def class_slug(label: int, name: str) -> str:
 
 def synthetic_path(target: ClassInfo, image_id: str, extension: str = "jpg") -> str:
     """Where a drawn image lives, relative to the run folder."""
-    return f"synthetic/train/{target.slug}/{image_id[:2]}/{image_id}.{extension}"
+    return _synthetic_path(target.slug, image_id, extension)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put bytes in place whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+def _synthetic_path(slug: str, image_id: str, extension: str) -> str:
+    return f"synthetic/train/{slug}/{image_id[:2]}/{image_id}.{extension}"
+
+
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Put bytes, or pieces one after the other, in place whole or not at all: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     handle = os.open(path.parent, os.O_RDONLY)
@@ -111,7 +116,7 @@ class RunFolder:
         folder = cls(root, db, lock)
         folder._check_schema()
         if folder.meta("open"):
-            _sweep_temporary(root)
+            sweep_temporary(root)
         folder.set_meta("open", "1")
         (root / "logs").mkdir(exist_ok=True)
         return folder
@@ -131,6 +136,9 @@ class RunFolder:
     def _check_schema(self) -> None:
         found = self.meta("schema")
         if found != str(SCHEMA_VERSION):
+            self.db.close()
+            if self._lock is not None:
+                os.close(self._lock)
             text = f"written with schema {found}, this version reads {SCHEMA_VERSION}"
             raise RunFolderError(Problem(str(self.root), text, "use a new --out folder"))
 
@@ -158,10 +166,11 @@ class RunFolder:
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
+                self.db.execute("COMMIT")
             except BaseException:
-                self.db.execute("ROLLBACK")
+                if self.db.in_transaction:  # SQLite itself rolls back when the disk is full
+                    self.db.execute("ROLLBACK")
                 raise
-            self.db.execute("COMMIT")
 
     def path(self, relative: str) -> Path:
         """An absolute path inside the run folder; refuses to leave it."""
@@ -271,7 +280,7 @@ class RunFolder:
             ON d.id = plan.id AND d.rank = 1 ORDER BY plan.row"""
         extension = self.meta("image_format") or "jpg"
         images = [
-            SyntheticImage(row[0], f"synthetic/train/{row[1]}/{row[0][:2]}/{row[0]}.{extension}", *row[2:])
+            SyntheticImage(row[0], _synthetic_path(row[1], row[0], extension), *row[2:])
             for row in self.db.execute(query)
         ]
         return [image for image in images if image.action == "keep"] if kept_only else images
@@ -328,8 +337,8 @@ def _refuse_foreign(root: Path) -> None:
             raise RunFolderError(Problem(str(root), text, "choose a new or empty --out folder"))
 
 
-def _sweep_temporary(root: Path) -> None:
-    """Remove what a killed writer left: only names that write_atomic makes, only inside the run folder."""
+def sweep_temporary(root: Path) -> None:
+    """Remove what a killed writer left below a folder: only names that write_atomic makes, only inside the run folder."""
     for path in root.rglob(".*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)

@@ -114,6 +114,12 @@ def test_strength_that_leaves_no_step(tmp_path: Path) -> None:
     assert "0.1" in said and "4 steps" in said
 
 
+@pytest.mark.parametrize(("item", "part"), [("device=gpu", "unknown device"), ("dtype=fp16", "on a CPU")])
+def test_a_device_or_dtype_that_is_not_here(item: str, part: str, tmp_path: Path) -> None:
+    device = () if "device" in item else ("--set", "backend.device=cpu")
+    assert part in refused("--set", f"backend.{item}", *device, out=tmp_path / "out")
+
+
 def test_adapter_strategies_wait_for_an_adapter(tmp_path: Path) -> None:
     said = refused("--set", "generate.method=diff-mix", out=tmp_path / "out")
     assert "diff-mix" in said and "real-mix" in said
@@ -193,8 +199,9 @@ def test_another_recipe_in_an_old_folder_is_refused_with_the_difference(tmp_path
     arguments = ("run", "--recipe", "none", "--out", out, *SMALL_ARGUMENTS[:-2])
     assert variegate(*arguments, "--set", "evaluate.seeds=1").status == 0
     before = {name: data for name, data in snapshot(out).items() if not name.startswith("run.db")}
-    said = variegate(*arguments, "--set", "evaluate.seeds=2")
-    assert said.status == 2 and "evaluate.seeds: 1 -> 2" in said.err and "--out" in said.err
+    said = variegate(*arguments, "--set", "evaluate.seeds=2", "--set", "train.steps=7")
+    assert said.status == 2 and "evaluate.seeds: 1 -> 2" in said.err and "train.steps: 6 -> 7" in said.err
+    assert said.err.count("--out") == 1, "one remedy for all differences"
     assert {name: data for name, data in snapshot(out).items() if not name.startswith("run.db")} == before
 
 

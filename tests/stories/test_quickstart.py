@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from driving import SMALL_ARGUMENTS, command, variegate
 
-from variegate.recipe import RECIPES, recipe_names
+from variegate.recipe_file import RECIPES, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -63,6 +63,17 @@ def test_killed_at_random_moments(
     assert not list(out.rglob("*.tmp"))
 
 
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path, process: Callable[..., subprocess.Popen]) -> None:
+    out = tmp_path / "out"
+    child = process("run", "--out", out, *MORE, start_new_session=True)
+    while child.poll() is None and not (out / "recipe.yaml").exists():
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Run the same command again" in str(said)
+
+
 def test_a_lost_image_is_drawn_again(undisturbed: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert variegate("generate", "--out", out, *MORE).status == 0

@@ -11,7 +11,8 @@ import pytest
 from variegate.images import encode_image
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
-from variegate.recipe import Recipe, dump_recipe
+from variegate.recipe import Recipe
+from variegate.recipe_file import dump_recipe
 from variegate.records import ClassInfo, RealImage, content_id
 from variegate.store import RunFolder, class_slug, synthetic_path
 

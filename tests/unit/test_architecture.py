@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,8 @@ def test_public_names_are_sorted_and_reachable() -> None:
         assert getattr(variegate, name) is not None
     with pytest.raises(AttributeError):
         _ = variegate.nonsense
+
+
+def test_imports_are_absolute() -> None:
+    relative = [path.name for path in MODULES if re.search(r"^\s*from \.", path.read_text(), flags=re.MULTILINE)]
+    assert not relative

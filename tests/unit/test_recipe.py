@@ -9,7 +9,8 @@ import pytest
 
 import variegate
 from variegate.errors import RecipeError
-from variegate.recipe import Recipe, Section, difference, dump_recipe, load_recipe, parse_yaml
+from variegate.recipe import Recipe, Section
+from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
 
 SOURCE = Path(variegate.__file__).parent
 
@@ -56,6 +57,17 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
 )
 def test_each_wrong_value_is_explained(tmp_path: Path, text: str, part: str) -> None:
     assert part in problems(tmp_path, text)
+
+
+def test_a_wrong_item_in_a_list_given_by_set_is_found_there_with_the_near_word(tmp_path: Path) -> None:
+    said = problems(tmp_path, "seed: 0\ncurate:\n  - {score: blank}\n", "curate=[{score: blnk}]")
+    assert said.startswith("--set curate=[{score: blnk}]: curate.0.score: input should be")
+    assert "did you mean 'blank'?" in said
+
+
+def test_replacing_images_by_ones_drawn_from_text_is_refused_before_drawing(tmp_path: Path) -> None:
+    said = problems(tmp_path, "generate: {method: real-gen}\ntrain: {mixing: {policy: replace}}\n")
+    assert "use pool or concat" in said
 
 
 def test_yaml_is_read_as_people_mean_it() -> None:

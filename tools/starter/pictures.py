@@ -11,7 +11,7 @@ from PIL import Image
 
 from variegate.stages.dataset.meadow import HABITAT_PHRASES, describe, make_meadow
 
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 20, 4.0
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FREE_PROMPTS = (
     "a photo of a blue butterfly on sand",

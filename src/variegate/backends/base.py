@@ -12,11 +12,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from ..errors import ModelError, Problem
-from ..recipe import BackendSection, Recipe
-from ..records import content_id
-from .devices import Machine, chunk_size, device_free_memory, image_bytes, resolve_device, resolve_dtype, this_machine
-from .folder import ModelFacts, find_model, model_fingerprint, read_model
+from variegate.backends.devices import (
+    Machine,
+    chunk_size,
+    device_free_memory,
+    image_bytes,
+    resolve_device,
+    resolve_dtype,
+    this_machine,
+)
+from variegate.backends.folder import ModelFacts, find_model, model_fingerprint, read_model
+from variegate.errors import ModelError, Problem
+from variegate.recipe import BackendSection, Recipe
+from variegate.records import content_id
 
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
 
@@ -95,6 +103,13 @@ def check_model(recipe: Recipe) -> ModelFacts:
     if problems:
         raise ModelError(problems)
     return facts
+
+
+def check_device(recipe: Recipe) -> None:
+    """Raise ModelError for a device that is not here, or a dtype it cannot draw in; loads torch."""
+    device = resolve_device(recipe.backend.device)
+    if recipe.generate.method != "none":
+        resolve_dtype(recipe.backend.dtype, device, this_machine())
 
 
 def default_batch(spec: BackendSpec, facts: ModelFacts, machine: Machine) -> int:
@@ -208,7 +223,7 @@ class Evaluations(NamedTuple):
 
 def evaluations(spec: BackendSpec, steps: int) -> Evaluations:
     per_step = 2 if spec.guided else 1
-    extra = 1 if spec.scheduler == "pndm" and steps > 1 else 0  # its first multi-step evaluates one timestep twice
+    extra = 1 if spec.scheduler == "pndm" and spec.steps > 1 else 0  # it evaluates one timestep twice
     return Evaluations(steps, (steps + extra) * per_step)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .base import one_step_timestep
+from variegate.backends.base import one_step_timestep
 
 FEATURE_BLOCKS = 1  # up blocks read by activations(), counted from the last
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ModelError, Problem
+from variegate.errors import ModelError, Problem
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -19,7 +19,9 @@ CPU_BATCH = 32  # pictures of 16 x 16 latents: 16 to 128 draw equally fast, smal
 CPU_POSITIONS = CPU_BATCH * 16 * 16  # latent positions a chunk on CPU; more only costs memory
 GPU_MEMORY_FRACTION = 0.6  # of what is free once the weights are in; the rest is fragmentation and decoding
 MAX_BATCH = 256
-ACTIVATION_COPIES = 24  # full-resolution feature maps of the first width alive at the peak, measured on U-Nets of 11 M
+ACTIVATION_COPIES = (
+    24  # a guess, not measured: full-resolution maps of the first width alive at the peak; too low only halves chunks
+)
 
 
 @dataclass(frozen=True, slots=True)

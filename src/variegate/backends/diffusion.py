@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ModelError, Problem
-from ..images import float_to_pixels, pixels_to_float
-from .base import BackendSpec
-from .denoise import Denoiser, Text, stack_texts
-from .folder import UNUSED, ModelFacts, read_model
+from variegate.backends.base import BackendSpec
+from variegate.backends.denoise import Denoiser, Text, stack_texts
+from variegate.backends.folder import UNUSED, ModelFacts, read_model
+from variegate.errors import ModelError, Problem
+from variegate.images import float_to_pixels, pixels_to_float
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULERS = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, Problem
+from variegate.errors import ModelError, Problem
 
 STARTER = Path(__file__).parent / "starter"
 FAMILIES = {

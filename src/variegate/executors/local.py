@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ..errors import TaskFailed, VariegateError
-from .base import OpenWorker, task_name
+from variegate.errors import TaskFailed, VariegateError
+from variegate.executors.base import OpenWorker, task_name
 
 ATTEMPTS = 2
 STOP_S = 2.0  # how long a worker may take to end before it is killed

@@ -6,6 +6,7 @@ The judge is a logistic regression on frozen features, calibrated by one tempera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ _TRIM = 0.005  # share of the darkest and of the brightest pixels that may be an
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse penalties tried
 MAX_FOLDS = 5
-WEAK_JUDGE = 1.5  # a judge right less than this many times as often as chance is not listened to
+WEAK_JUDGE = 1.5  # a judge has to be right clearly more often than this many times chance
+_Z = 1.96  # 95 %
 _MAX_ITERATIONS = 2000
 
 
@@ -52,13 +54,34 @@ class Judge:
     model: Pipeline
     temperature: float
     classes: np.ndarray  # int64 [K], labels it knows, sorted
-    cv_accuracy: float  # on pictures it had not learned from
+    cv_accuracy: float  # on pictures it had not learned from; the penalty was chosen on them, which flatters a little
+    num_tested: int  # independent pictures that cv_accuracy was measured on: flips and groups count once
     chance: float  # what always naming the commonest class would score
 
     @property
+    def cv_low(self) -> float:
+        """Lower end of the 95 % interval of cv_accuracy."""
+        return binomial_low(self.cv_accuracy, self.num_tested)
+
+    @property
+    def needed(self) -> float:
+        """What cv_low has to reach: 1.5 times chance, but never more than half of the way from chance to 1."""
+        return min(WEAK_JUDGE * self.chance, (1.0 + self.chance) / 2.0)
+
+    @property
     def is_weak(self) -> bool:
-        """Whether it is too close to guessing to decide anything."""
-        return self.cv_accuracy < WEAK_JUDGE * self.chance
+        """Whether it is not clearly better than guessing, and so may decide nothing."""
+        return self.cv_low < self.needed
+
+
+def binomial_low(share: float, count: int) -> float:
+    """Lower end of Wilson's 95 % interval of a share measured on `count` independent trials.
+
+    >>> round(binomial_low(0.5, 10), 3), round(binomial_low(0.5, 1000), 3), round(binomial_low(0.0, 10), 3)
+    (0.237, 0.469, 0.0)
+    """
+    spread = _Z * math.sqrt(share * (1.0 - share) / count + _Z**2 / (4 * count**2))
+    return max((share + _Z**2 / (2 * count) - spread) / (1.0 + _Z**2 / count), 0.0)
 
 
 def train_judge(features: np.ndarray, labels: np.ndarray, groups: Sequence[str], *, seed: int) -> Judge | None:
@@ -71,10 +94,12 @@ def train_judge(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
     if not folds:
         return None
     with threadpool_limits(1):  # matrices this small only lose by threads, and their number would change the last bits
-        return _chosen(features, labels, folds)
+        return _chosen(features, labels, folds, num_tested=len(set(groups)))
 
 
-def _chosen(features: np.ndarray, labels: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> Judge:
+def _chosen(
+    features: np.ndarray, labels: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], *, num_tested: int
+) -> Judge:
     classes = np.unique(labels)
     best_loss, best_c, best_logits = np.inf, C_GRID[0], np.empty((0, len(classes)))
     for c in C_GRID:
@@ -87,6 +112,7 @@ def _chosen(features: np.ndarray, labels: np.ndarray, folds: list[tuple[np.ndarr
         temperature=_temperature(best_logits, labels, classes),
         classes=classes,
         cv_accuracy=float(np.mean(classes[best_logits.argmax(axis=1)] == labels)),
+        num_tested=num_tested,
         chance=float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
     )
 

@@ -110,7 +110,9 @@ def _teach(context: Context, encoder: Encoder, train: Sequence[RealImage]) -> Ju
         features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
     both = np.concatenate(features)  # [N, 2, D]: each picture and its mirror image
     labels = np.repeat([image.label for image in train], 2)
-    groups = np.repeat([image.group or image.id for image in train], 2)
+    done = context.folder.stage("dataset")  # a meadow's groups are habitats, which every species shares
+    by_group = done is None or done[1].get("groups_split", True)
+    groups = np.repeat([image.group if by_group and image.group else image.id for image in train], 2)
     seed = seed_from(context.recipe.seed, "judge")
     return train_judge(both.reshape(-1, both.shape[-1]), labels, groups.tolist(), seed=seed)
 
@@ -144,19 +146,21 @@ def _follow(
 def _doubt(step: CurateStep, judge: Judge | None) -> str:
     """Why a judge is not listened to; empty when it is."""
     if judge is None:
-        return f"{_score_name(step)} was not used: a judge needs two real training images of every class"
+        return f"{_score_name(step)} was not used: a judge needs two real training images (or groups) of every class"
     if judge.is_weak:
-        right, chance = (f"{100 * value:.0f} %" for value in (judge.cv_accuracy, judge.chance))
-        facts = f"its judge is right on {right} of held-out real images, a guess on {chance}"
-        return f"{_score_name(step)} was not used: {facts}"
+        values = (judge.cv_accuracy, judge.chance, judge.cv_low, judge.needed)
+        right, chance, low, needed = (f"{100 * value:.0f} %" for value in values)
+        facts = f"its judge is right on {right} of held-out real images and a guess on {chance}"
+        need = f"with {judge.num_tested} tested that may be {low} in truth, and {needed} is needed"
+        return f"{_score_name(step)} was not used: {facts}; {need}"
     return ""
 
 
 def _judge_facts(step: CurateStep, judge: Judge | None) -> dict[str, Any]:
     if judge is None:
-        return {"encoder": step.encoder, "cv_accuracy": None, "chance": None, "used": False}
-    accuracy, chance = round(judge.cv_accuracy, 6), round(judge.chance, 6)
-    return {"encoder": step.encoder, "cv_accuracy": accuracy, "chance": chance, "used": not judge.is_weak}
+        return {"encoder": step.encoder, "cv_accuracy": None, "cv_low": None, "chance": None, "used": False}
+    numbers = {"cv_accuracy": judge.cv_accuracy, "cv_low": judge.cv_low, "chance": judge.chance}
+    return {"encoder": step.encoder, **{k: round(v, 6) for k, v in numbers.items()}, "used": not judge.is_weak}
 
 
 def _score_name(step: CurateStep) -> str:

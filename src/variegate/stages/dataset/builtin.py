@@ -12,10 +12,9 @@ from variegate.errors import DataError, Problem
 from variegate.images import encode_image, resize_square
 from variegate.recipe import DatasetSection, MeadowSection
 from variegate.records import Split
-
-from .listing import FoundImage, Listing
-from .meadow import MAX_SIZE_PX, MIN_SIZE_PX, Meadow, make_meadow, meadow_names, meadow_species
-from .meadow import describe as describe_species
+from variegate.stages.dataset.listing import FoundImage, Listing
+from variegate.stages.dataset.meadow import MAX_SIZE_PX, MIN_SIZE_PX, Meadow, make_meadow, meadow_names, meadow_species
+from variegate.stages.dataset.meadow import describe as describe_species
 
 NAMES = ("digits", "meadow")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

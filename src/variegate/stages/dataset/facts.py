@@ -10,11 +10,10 @@ from variegate.errors import DataError, Problem
 from variegate.images import ImageCheck, check_images
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
-from variegate.records import ClassInfo, Split
+from variegate.records import ClassInfo, Split, content_id
+from variegate.stages.dataset.listing import SPLIT_ORDER, FoundImage, Listing, enumerated, shortened
+from variegate.stages.dataset.splits import Duplicate, Item, drop_leaks, fill_splits, groups_across, take_shots
 from variegate.store import class_slug
-
-from .listing import SPLIT_ORDER, FoundImage, Listing, enumerated, shortened
-from .splits import Duplicate, Item, drop_leaks, fill_splits, groups_across, take_shots
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class DatasetFacts:
     duplicates: tuple[Duplicate, ...]
     unreadable: tuple[tuple[str, str], ...]  # (name, reason) of what dataset.skip_unreadable left out
     drawn_here: bool
+    groups_split: bool  # one group was kept on one side
 
     def counts(self) -> dict[Split, dict[str, int]]:
         """Images per split and class, every class of every split named."""
@@ -51,6 +51,15 @@ class DatasetFacts:
         """Training images without a caption; pictures drawn here always get one."""
         found = [image.found for image in self.images if image.split == "train"]
         return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
+
+    def identity(self) -> str:
+        """Hash of the classes and of every image's name, label, split, notes and bytes, wherever the files lie."""
+        classes = [(one.name, one.description) for one in self.classes]
+        rows = [
+            (i.found.name, i.label, i.split, i.found.group, i.found.caption, i.found.mask is not None, i.check.sha256)
+            for i in self.images
+        ]
+        return content_id(self.shown, classes, rows)
 
     def line(self) -> str:
         """The one counted line: 'birds: 10 classes, 50 train, 10 val, 40 test'."""
@@ -102,6 +111,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         duplicates=tuple(duplicates),
         unreadable=tuple(sorted(left_out.items())),
         drawn_here=listing.drawn_here,
+        groups_split=listing.groups_split,
     )
 
 
@@ -158,7 +168,9 @@ def _class_problems(listing: Listing, images: Sequence[FoundImage], items: Seque
     if len(found | set(listing.empty_classes)) == 1:
         only = next(iter(found))
         text = f"has only one class ({only}); a classifier tells two or more apart"
-        problems.append(Problem(listing.shown, text, "put the images of every class in a folder of its own"))
+        problems.append(
+            Problem(listing.shown, text, "add images of another class, in a folder (or with a label) of its own")
+        )
     if not problems and not totals["test"]:  # without validation images one can still train, and is told
         what = "has no image to test on, and no class has one to spare beside its last training image"
         problems.append(Problem(listing.shown, what, "add images, or a test folder (or split test)"))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from variegate.errors import Problem
 from variegate.images import IMAGE_EXTENSIONS
-
-from .listing import SPLIT_WORDS, FoundImage, Listing, enumerated, is_text, shortened
+from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, enumerated, is_text, shortened
 
 _LITTER = ("__MACOSX",)  # zip files made on a Mac bring it along; it never holds a picture
 _LAYOUT = "make one folder per class, named after it, with its images inside"

@@ -12,8 +12,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import read_content
 from variegate.recipe import DatasetSection
 from variegate.records import Split
-
-from .listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, enumerated
+from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, enumerated
 
 if TYPE_CHECKING:
     from datasets import Dataset

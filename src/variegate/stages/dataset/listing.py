@@ -48,23 +48,22 @@ class Listing:
     groups_split: bool = True  # one group stays on one side when splits are taken (not a meadow's habitats)
     revision: str = ""  # what else identifies the content
 
-    def fingerprint(self, *, with_times: bool = False) -> str:
-        """A cheap identity: names, labels, notes and file sizes; `with_times` also notices a same-sized change."""
+    def fingerprint(self) -> str:
+        """A cheap identity, by which a second check in one process is spared: names, labels, notes, sizes and times."""
         rows = [
-            (i.name, i.class_name, i.split, i.group, i.caption, _stat(i.content, with_times), _stat(i.mask, with_times))
-            for i in self.images
+            (i.name, i.class_name, i.split, i.group, i.caption, _stat(i.content), _stat(i.mask)) for i in self.images
         ]
         return content_id(self.shown, self.revision, self.descriptions, rows)
 
 
-def _stat(content: Content | None, with_times: bool) -> tuple[int, ...]:
+def _stat(content: Content | None) -> tuple[int, ...]:
     if not isinstance(content, Path):
         return ()
     try:
         status = content.stat()
     except OSError:
         return (-1,)
-    return (status.st_size, status.st_mtime_ns) if with_times else (status.st_size,)
+    return status.st_size, status.st_mtime_ns
 
 
 def shortened(problems: Sequence[Problem], what: str, remedy: str) -> list[Problem]:

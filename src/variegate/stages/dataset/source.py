@@ -8,12 +8,11 @@ from pathlib import Path
 from variegate.errors import DataError, Problem
 from variegate.images import IMAGE_EXTENSIONS
 from variegate.recipe import Recipe
-
-from .builtin import NAMES, read_builtin
-from .folder import read_folder
-from .hub import read_hub
-from .listing import Listing
-from .tables import METADATA_NAMES, TABLE_EXTENSIONS, find_metadata, join_listings, read_table
+from variegate.stages.dataset.builtin import NAMES, read_builtin
+from variegate.stages.dataset.folder import read_folder
+from variegate.stages.dataset.hub import read_hub
+from variegate.stages.dataset.listing import Listing
+from variegate.stages.dataset.tables import METADATA_NAMES, TABLE_EXTENSIONS, find_metadata, join_listings, read_table
 
 _KINDS = "a folder of class folders, a .csv/.jsonl/.parquet table, hf:org/name, builtin:meadow or builtin:digits"
 

@@ -15,10 +15,9 @@ from variegate.pipeline import Context
 from variegate.progress import Reporter
 from variegate.recipe import Recipe
 from variegate.records import RealImage, content_id
+from variegate.stages.dataset.facts import DatasetFacts, SplitImage, gather_facts
+from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder
-
-from .facts import DatasetFacts, SplitImage, gather_facts
-from .source import read_source
 
 NAME = "dataset"
 SPLITS_FILE = "dataset/splits.json"
@@ -28,15 +27,15 @@ _remembered: dict[Any, DatasetFacts] = {}  # the last check, so that `run` does 
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
-    """The dataset section, the seed and a cheap identity of the source, so that changed data is noticed."""
-    source = read_source(recipe).fingerprint()
-    return {"dataset": recipe.dataset.model_dump(mode="json"), "seed": recipe.seed, "source": source}
+    """The dataset section, the seed, and every image in use: changed bytes, labels, splits and notes are noticed."""
+    images = check(recipe).identity()
+    return {"dataset": recipe.dataset.model_dump(mode="json"), "seed": recipe.seed, "images": images}
 
 
 def check(recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
     """Read and validate the data without writing anything; raises DataError with every problem found."""
     listing = read_source(recipe)
-    key = (str(Path.cwd()), recipe.dataset.model_dump_json(), recipe.seed, listing.fingerprint(with_times=True))
+    key = (str(Path.cwd()), recipe.dataset.model_dump_json(), recipe.seed, listing.fingerprint())
     if key not in _remembered:
         facts = gather_facts(listing, recipe, reporter)
         _remembered.clear()
@@ -63,6 +62,7 @@ def run(context: Context) -> dict[str, Any]:
             for one in facts.duplicates[:MAX_LISTED]
         ],
         "unreadable": [{"name": name, "reason": reason} for name, reason in facts.unreadable[:MAX_LISTED]],
+        "groups_split": facts.groups_split,
         "splits_sha256": hashlib.sha256(splits).hexdigest(),
     }
 

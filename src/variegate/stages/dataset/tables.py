@@ -15,8 +15,7 @@ from typing import Any
 
 from variegate.errors import Problem
 from variegate.records import Split
-
-from .listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, is_text, shortened
+from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, is_text, shortened
 
 REQUIRED = ("file_name", "label")
 OPTIONAL = ("split", "group", "caption", "mask")

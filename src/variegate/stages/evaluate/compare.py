@@ -23,7 +23,7 @@ class Interval:
     mean: float
     low: float
     high: float
-    detectable: float  # smallest true difference from 0 that would be seen 80 % of the time
+    detectable: float  # about the smallest true difference from 0 that would be seen 4 times in 5; see _interval
     num_seeds: int
 
     @property
@@ -81,11 +81,13 @@ def verdict(interval: Interval, what: str = "seed") -> str:
     words = in_words(interval, what)
     only = "; one seed says nothing of other seeds" if what == "seed" and interval.num_seeds == 1 else ""
     if interval.is_zero_inside:
-        return f"no difference seen: {words}; could have seen {_points(interval.detectable)} points{only}"
+        return f"no difference seen: {words}; could have seen about {_points(interval.detectable)} points{only}"
     return f"{'helps' if interval.mean > 0 else 'hurts'}: {words}{only}"
 
 
 def _interval(mean: float, error: float, freedom: float, num_seeds: int) -> Interval:
+    """`detectable` takes the error found here for the true one. Of a few seeds that is a rough guess: in simulations such
+    a difference was seen 61 to 79 % of the time with 2 or 3 seeds, 79 to 81 % with 5 or 10."""
     reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
     detectable = (reach + float(stats.t.ppf(POWER, freedom))) * error
     return Interval(mean, mean - reach * error, mean + reach * error, detectable, num_seeds)

@@ -127,7 +127,8 @@ class SourceLatents:
         self.setup, self.encode = setup, encode
         self.position = {image.id: index for index, image in enumerate(setup.sources)}
         spec = setup.spec
-        parts = (spec.fingerprint, spec.dtype, spec.size_px, setup.fit, [(i.id, i.sha256) for i in setup.sources])
+        machine = (spec.dtype, spec.device, spec.threads, spec.memory_format)  # all that may change the last bits
+        parts = (spec.fingerprint, machine, spec.size_px, setup.fit, [(i.id, i.sha256) for i in setup.sources])
         self.folder = Path(setup.root, CACHE, content_id(*parts))
         self.groups: OrderedDict[int, torch.Tensor] = OrderedDict()
 
@@ -171,11 +172,3 @@ def is_out_of_memory(exc: BaseException) -> bool:
     text = str(exc).lower()
     known = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(exc, MemoryError) or any(phrase in text for phrase in known)
-
-
-def remove_unfinished(root: Path) -> int:
-    """Remove temporary files that a killed worker left below synthetic/ and cache/; returns how many."""
-    found = [path for part in ("synthetic", CACHE) for path in (root / part).rglob(".*.tmp")]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)

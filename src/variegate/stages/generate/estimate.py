@@ -16,9 +16,8 @@ from variegate.images import encode_image
 from variegate.progress import clock
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, RealImage
-
-from .plan import FROM_TEXT, Plan, PlanBackend, make_plan
-from .pool import pool_of_names
+from variegate.stages.generate.plan import FROM_TEXT, Plan, PlanBackend, make_plan
+from variegate.stages.generate.pool import pool_of_names
 
 BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured instead when timing is on
 PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded

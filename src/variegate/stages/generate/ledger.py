@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from variegate.records import soft_label
-from variegate.store import RunFolder, explained, synthetic_path
-
-from .plan import FROM_TEXT, Plan
+from variegate.stages.generate.plan import FROM_TEXT, Plan
+from variegate.store import RunFolder, explained, synthetic_path, write_atomic
 
 METADATA = "synthetic/train/metadata.jsonl"
 
@@ -43,35 +41,26 @@ def _plan_rows(plan: Plan, negative: int) -> Iterator[tuple]:
 
 def lost_chunks(folder: RunFolder, image_format: str) -> list[int]:
     """Chunks recorded as done of which a file is missing."""
-    slugs = {info.label: info for info in folder.classes()}
+    classes = folder.classes()
     query = """SELECT chunk, plan.id, target FROM plan JOIN chunks USING (chunk) WHERE state = 'done' ORDER BY row"""
     lost: dict[int, None] = {}
     for chunk, image_id, target in folder.db.execute(query):
-        if chunk not in lost and not os.path.exists(
-            folder.root / synthetic_path(slugs[target], image_id, image_format)
-        ):
+        path = folder.root / synthetic_path(classes[target], image_id, image_format)
+        if chunk not in lost and not path.exists():
             lost[chunk] = None
     return list(lost)
 
 
-def write_metadata(folder: RunFolder, *, gamma: float, kappa: float, image_format: str) -> int:
-    """Write synthetic/train/metadata.jsonl, which makes the folder an `imagefolder` data set; returns its lines.
+def write_metadata(folder: RunFolder, *, gamma: float, kappa: float, image_format: str) -> None:
+    """Write synthetic/train/metadata.jsonl, which makes the folder an `imagefolder` data set.
 
     Sorted by id; `soft_label` is Diff-Mix's, a list of labels with weights.
     """
-    path = folder.path(METADATA)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    records = _metadata(folder, gamma, kappa, image_format)
     with explained(folder.root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            count = 0
-            for record in _metadata(folder, gamma, kappa, image_format):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    return count
+        write_atomic(
+            folder.path(METADATA), (f"{json.dumps(record, ensure_ascii=False)}\n".encode() for record in records)
+        )
 
 
 def _metadata(folder: RunFolder, gamma: float, kappa: float, image_format: str) -> Iterator[dict]:

@@ -17,9 +17,8 @@ from variegate.backends.base import executed_steps, quantised_strengths
 from variegate.errors import DataError, Problem
 from variegate.recipe import GenerateSection
 from variegate.records import ID_CHARS, ClassInfo, RealImage, content_id, seed_from
-
-from .counts import images_per_class
-from .pool import PromptPool
+from variegate.stages.generate.counts import images_per_class
+from variegate.stages.generate.pool import PromptPool
 
 FROM_TEXT = -1  # in the source column
 DIGEST = 16  # bytes

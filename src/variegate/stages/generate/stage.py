@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ...backends.base import BackendSpec, evaluations, resolve_backend, spec_id
-from ...backends.folder import find_model, model_fingerprint, read_model
-from ...errors import Problem, RunFolderError
-from ...executors.local import run_tasks
-from ...pipeline import Context
-from ...recipe import Recipe
-from ...records import content_id
-from ...store import RunFolder, explained
-from .draw import Drawn, DrawSetup, DrawTask, DrawWorker, remove_unfinished
-from .estimate import estimate
-from .ledger import lost_chunks, write_metadata, write_plan
-from .plan import PlanBackend, make_plan
-from .pool import parse_pool
+from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id
+from variegate.backends.devices import resolve_device
+from variegate.backends.folder import find_model, model_fingerprint, read_model
+from variegate.errors import ModelError, Problem, RunFolderError
+from variegate.executors.local import run_tasks
+from variegate.pipeline import Context
+from variegate.recipe import Recipe
+from variegate.records import content_id
+from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
+from variegate.stages.generate.estimate import estimate
+from variegate.stages.generate.ledger import lost_chunks, write_metadata, write_plan
+from variegate.stages.generate.plan import PlanBackend, make_plan
+from variegate.stages.generate.pool import parse_pool
+from variegate.store import RunFolder, explained, sweep_temporary
 
 __all__ = ["NAME", "estimate", "inputs", "intact", "run"]
 NAME = "generate"
@@ -42,7 +44,8 @@ def run(context: Context) -> dict[str, Any]:
     if context.recipe.generate.method == "none":
         return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
     with explained(context.folder.root):
-        remove_unfinished(context.folder.root)
+        for part in ("synthetic", CACHE):  # a worker may have been killed where this process was not
+            sweep_temporary(context.folder.root / part)
     spec = prepare(context)
     start = time.monotonic()
     drawn = draw_pending(context, spec)
@@ -72,6 +75,9 @@ def prepare(context: Context) -> BackendSpec:
         with folder.transaction() as db:
             db.executemany("UPDATE chunks SET state = 'pending' WHERE chunk = ?", ((chunk,) for chunk in lost))
         return _same_place(BackendSpec(**json.loads(stored)), str(model))
+    if "done" in folder.chunk_states():
+        text = "holds images drawn from other data, prompts or model weights than there are now"
+        raise RunFolderError(Problem(str(folder.root), text, "choose another --out folder"))
     spec = resolve_backend(recipe.backend)
     classes = folder.classes()
     backend = PlanBackend(
@@ -89,11 +95,6 @@ def prepare(context: Context) -> BackendSpec:
 
 def _same_place(spec: BackendSpec, path: str) -> BackendSpec:
     """The stored backend with the model's present folder; refuses a machine that cannot repeat it."""
-    from dataclasses import replace
-
-    from ...backends.devices import resolve_device
-    from ...errors import ModelError
-
     try:
         resolve_device(spec.device)
     except ModelError as exc:
@@ -108,9 +109,10 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
     """Draw every chunk that is not done; returns the number of images drawn now."""
     folder, recipe = context.folder, context.recipe
     pending = folder.pending_chunks()
-    total, done = _count(folder, "1"), _count(folder, "state = 'done'")
     if not pending:
         return 0
+    query = "SELECT SUM(num_rows), COALESCE(SUM(num_rows) FILTER (WHERE state = 'done'), 0) FROM chunks"
+    total, done = folder.db.execute(query).fetchone()
     setup = DrawSetup(
         spec=spec,
         root=str(folder.root.resolve()),
@@ -146,10 +148,6 @@ def _record(context: Context, result: Drawn) -> None:
     )
     if note:
         context.reporter.line(f"generate: chunk {result.chunk}: {note}; set backend.batch lower to avoid it")
-
-
-def _count(folder: RunFolder, where: str) -> int:
-    return folder.db.execute(f"SELECT COALESCE(SUM(num_rows), 0) FROM chunks WHERE {where}").fetchone()[0]
 
 
 def summarise(folder: RunFolder, spec: BackendSpec, drawn: int, seconds: float) -> dict[str, Any]:

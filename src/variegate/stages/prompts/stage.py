@@ -11,24 +11,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...backends.folder import find_model
-from ...errors import ModelError, Problem, RecipeError
-from ...pipeline import Context
-from ...recipe import Recipe
-from .templates import Lengths, cut_warning, missing_captions, render, render_all, too_long
+from variegate.backends.folder import find_model, model_fingerprint
+from variegate.errors import ModelError, Problem, RecipeError
+from variegate.pipeline import Context
+from variegate.recipe import Recipe
+from variegate.stages.prompts.templates import Lengths, cut_warning, missing_captions, render, render_all, too_long
 
 NAME = "prompts"
 FILE = "prompts/prompts.jsonl"
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
-    backend = recipe.backend
-    return {
-        "prompts": recipe.prompts.model_dump(),
-        "model": backend.model,
-        "revision": backend.revision,
-        "drawn": _drawn(recipe),
-    }
+    """The model's own hash is here because its tokenizers count; through it every later stage notices other weights."""
+    keys = {"prompts": recipe.prompts.model_dump(), "drawn": _drawn(recipe)}
+    if not _drawn(recipe):
+        return keys
+    return keys | {"model": model_fingerprint(find_model(recipe.backend.model, recipe.backend.revision))}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
     transformers_logging.set_verbosity_error()  # it would say that long prompts fail; we say it, with the remedy
     try:
         parts = sorted(path for path in folder.glob("tokenizer*") if path.is_dir())
-        return [_Quiet(AutoTokenizer.from_pretrained(part, local_files_only=True)) for part in parts]
+        return [_quiet(AutoTokenizer.from_pretrained(part, local_files_only=True)) for part in parts]
     except (OSError, ValueError) as exc:
         raise ModelError(
             Problem(str(folder), f"its tokenizer cannot be loaded: {exc}", "download the model again")
@@ -98,7 +96,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
         transformers_logging.set_verbosity(before)
 
 
-def _Quiet(tokenizer: Any) -> Any:
+def _quiet(tokenizer: Any) -> Any:
     """Without its own warning about long texts."""
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer

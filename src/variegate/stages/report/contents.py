@@ -67,7 +67,7 @@ class Comparison:
     baseline: str
     selected: Interval
     last: Interval
-    detectable: float | None  # smallest difference that this many seeds could have shown
+    detectable: float | None  # about the smallest difference that this many seeds could have shown
     changes: tuple[ClassChange, ...]
     verdict: str
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...records import ClassInfo, RealImage, SoftLabel, SyntheticImage, soft_label
-from .contents import Dropped, Exhibit, Variant
+from variegate.records import ClassInfo, RealImage, SoftLabel, SyntheticImage, soft_label
+from variegate.stages.report.contents import Dropped, Exhibit, Variant
 
 Describe = Callable[[SyntheticImage], Variant]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import plots, svg, words
-from .contents import Arm, Comparison, Curve, Interval, Summary
-from .results import mean_curve, shares
-from .scale import Scale, nice_scale
+from variegate.stages.report import plots, svg, words
+from variegate.stages.report.contents import Arm, Comparison, Curve, Interval, Summary
+from variegate.stages.report.results import mean_curve, shares
+from variegate.stages.report.scale import Scale, nice_scale
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_ENDS = 10  # classes shown at each end of a long list; the whole list can be opened

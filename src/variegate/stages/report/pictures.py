@@ -10,8 +10,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...store import RunFolder, synthetic_path
-from .contents import Summary
+from variegate.stages.report.contents import Summary
+from variegate.store import RunFolder, synthetic_path
 
 EDGE_PX = 96
 QUALITY = 82

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from .contents import Points
-from .scale import Scale
-from .svg import SHAPES
+from variegate.stages.report.contents import Points
+from variegate.stages.report.scale import Scale
+from variegate.stages.report.svg import SHAPES
 
 NUM_LEVELS = 20  # shades of a confusion matrix
 MAX_NUMBERED = 12  # classes: up to here percentages stand in the cells

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contents import Arm, Checkpoint, ClassChange, Comparison, Confused, Curve, Interval, Points, SeedResult
+from variegate.stages.report.contents import (
+    Arm,
+    Checkpoint,
+    ClassChange,
+    Comparison,
+    Confused,
+    Curve,
+    Interval,
+    Points,
+    SeedResult,
+)
 
 NUM_CONFUSED = 8
 MAX_POINTS = 120  # a curve: more than a screen can show

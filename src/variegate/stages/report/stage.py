@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Problem, UserError
-from ...store import RunFolder, explained, write_atomic
-from . import html
-from .contents import Summary
-from .pictures import picture_files, thumbnails
-from .summary import summarize
-from .words import file_size
+from variegate.errors import Problem, UserError
+from variegate.stages.report import html
+from variegate.stages.report.contents import Summary
+from variegate.stages.report.pictures import picture_files, thumbnails
+from variegate.stages.report.summary import summarize
+from variegate.stages.report.words import file_size
+from variegate.store import RunFolder, explained, write_atomic
 
 if TYPE_CHECKING:
-    from ...pipeline import Context
-    from ...recipe import Recipe
+    from variegate.pipeline import Context
+    from variegate.recipe import Recipe
 
 NAME = "report"
 VIEWS = {".html": "report.html", ".md": "report.md", ".json": "summary.json"}
@@ -33,6 +33,8 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 def run(context: Context) -> dict[str, Any]:
     """Write all views into the run folder."""
     path = write_report(context.folder)
+    for name in VIEWS.values():
+        context.folder.put_artefact(NAME, name, name)
     size = path.stat().st_size
     return {"line": f"{path.name} written ({file_size(size)})", "bytes": size}
 

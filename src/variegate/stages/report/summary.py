@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
-from ...recipe import Recipe, load_recipe
-from ...records import ClassInfo, RealImage, SyntheticImage
-from ...store import RunFolder
-from . import gallery, results
-from .contents import ClassCounts, Duplicate, Missing, StageCost, Summary
+from variegate import __version__
+from variegate.recipe import Recipe
+from variegate.recipe_file import load_recipe
+from variegate.records import ClassInfo, RealImage, SyntheticImage
+from variegate.stages.report import gallery, results
+from variegate.stages.report.contents import ClassCounts, Duplicate, Missing, StageCost, Summary
+from variegate.store import RunFolder
 
 Done = tuple[str, dict[str, Any], float]  # (key, summary, seconds) of a finished stage
 STAGES = ("dataset", "prompts", "generate", "curate", "train", "evaluate")  # the report's own time is no cost

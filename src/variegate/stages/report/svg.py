@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from .contents import Interval
-from .scale import Scale
+from variegate.stages.report.contents import Interval
+from variegate.stages.report.scale import Scale
 
 SHAPES = ("M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z", "M0-6.5 6.5 0 0 6.5-6.5 0z", "M-5-5h10v10h-10z", "M0-6 6 5H-6z")
 

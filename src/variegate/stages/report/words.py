@@ -5,8 +5,8 @@ Every view (HTML, Markdown) uses these, so that a number reads the same everywhe
 
 from __future__ import annotations
 
-from ...progress import clock
-from .contents import Interval
+from variegate.progress import clock
+from variegate.stages.report.contents import Interval
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from variegate.backends.devices import available_cores, resolve_device, this_machine
+from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
 from variegate.records import seed_from
 from variegate.stages.train.augment import make_augment, make_mix, own_randomness, to_unit
 from variegate.stages.train.mixing import Slots
@@ -98,10 +98,8 @@ class Fitted:
 
 def choose_machine(device: str) -> Machine:
     """bf16 products where the processor has them; raises ModelError for a device that is absent."""
-    chosen = torch.device(resolve_device(device))
-    if chosen.type == "cuda":
-        return Machine(chosen, torch.cuda.get_device_capability(chosen) >= (8, 0))
-    return Machine(chosen, chosen.type == "cpu" and this_machine().cpu_bf16)
+    name = resolve_device(device)
+    return Machine(torch.device(name), autocast=resolve_dtype("auto", name, this_machine()) == "bf16")
 
 
 def make_optimizer(

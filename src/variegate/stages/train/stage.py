@@ -80,11 +80,19 @@ class Workshop:
     test_pixels: np.ndarray
     machine: Machine
     steps: int
+    weights_sha256: str  # of train.pretrained's file
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """What trained classifiers depend on besides the data and the synthetic images."""
-    return {"train": recipe.train.model_dump(), "evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed}
+    keys = {"train": recipe.train.model_dump(), "evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed}
+    return keys | {"weights": _weights_sha256(recipe.train)}
+
+
+def found(context: Context) -> str:
+    """The synthetic images that take part and their weights: a person's decision changes them after curate."""
+    images = context.folder.synthetic_images() if _uses_synthetic(context.recipe) else []
+    return content_id([(image.id, image.weight) for image in images])
 
 
 def check(recipe: Recipe) -> None:
@@ -118,7 +126,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     train, val, test = (folder.real_images(split) for split in ("train", "val", "test"))
-    uses_synthetic = any("synthetic" in arm for arm in recipe.evaluate.arms)
+    uses_synthetic = _uses_synthetic(recipe)
     synthetic = folder.synthetic_images() if uses_synthetic else []
     problems = _problems(recipe, train, test, synthetic if uses_synthetic else None)
     if problems:
@@ -134,8 +142,18 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     )
     section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
-    machine, test_pixels = choose_machine(recipe.backend.device), _real_pixels(recipe, folder, test)
-    return Workshop(recipe, names, train, {"val": val, "test": test}, synthetic, data, test_pixels, machine, steps)
+    return Workshop(
+        recipe=recipe,
+        class_names=names,
+        train=train,
+        held_out={"val": val, "test": test},
+        synthetic=synthetic,
+        data=data,
+        test_pixels=_real_pixels(recipe, folder, test),
+        machine=choose_machine(recipe.backend.device),
+        steps=steps,
+        weights_sha256=_weights_sha256(section),
+    )
 
 
 def _problems(
@@ -179,9 +197,17 @@ def _task(arm: str, seed: int, workshop: Workshop) -> Task:
     real = [(i.id, i.sha256, i.label) for split in (workshop.train, *workshop.held_out.values()) for i in split]
     synthetic = [] if arm == "real" else [(i.id, i.weight) for i in workshop.synthetic]
     size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train
-    given = file_sha256(Path(section.pretrained)) if isinstance(section.pretrained, str) else ""
-    settings = (__version__, recipe.seed, section.model_dump(), given, size, workshop.class_names)
+    settings = (__version__, recipe.seed, section.model_dump(), workshop.weights_sha256, size, workshop.class_names)
     return Task(arm, seed, content_id(arm, seed, settings, real, synthetic))
+
+
+def _uses_synthetic(recipe: Recipe) -> bool:
+    return any("synthetic" in arm for arm in recipe.evaluate.arms)
+
+
+def _weights_sha256(section: TrainSection) -> str:
+    """Of the file that train.pretrained names; empty where it names none."""
+    return file_sha256(Path(section.pretrained)) if isinstance(section.pretrained, str) else ""
 
 
 def _is_finished(task: Task, folder: RunFolder) -> bool:

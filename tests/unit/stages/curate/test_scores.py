@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from variegate.stages.curate.scores import BLANK_BELOW, blank_scores, class_agreement, train_judge
+from variegate.stages.curate.scores import BLANK_BELOW, Judge, blank_scores, class_agreement, train_judge
 
 EDGE = 64
 ROWS, COLUMNS = np.mgrid[0:EDGE, 0:EDGE] / EDGE
@@ -99,6 +99,22 @@ def test_a_judge_that_guesses_is_weak() -> None:
     assert judge is not None
     assert judge.is_weak
     assert judge.chance == 0.25
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "num_tested", "chance", "is_weak"),
+    [
+        (0.20, 50, 0.10, True),  # twice chance on 50 pictures: 11 % in truth is possible
+        (0.20, 2000, 0.10, False),
+        (0.38, 50, 0.10, False),
+        (0.80, 20, 0.50, True),
+        (1.00, 12, 0.70, True),  # a commonest class of 70 %: 1.5 times that would be out of anyone's reach
+        (1.00, 60, 0.70, False),
+    ],
+)
+def test_a_judge_has_to_be_clearly_better_than_chance(accuracy, num_tested, chance, is_weak) -> None:
+    judge = Judge(None, 1.0, np.arange(2), accuracy, num_tested, chance)  # type: ignore[arg-type]
+    assert judge.is_weak == is_weak
 
 
 def test_mirror_images_do_not_flatter_the_judge() -> None:

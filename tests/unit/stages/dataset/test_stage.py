@@ -96,6 +96,10 @@ def test_checking_writes_nothing_and_changes_are_noticed(tmp_path):
     paint(data / "cat/new.png", 77)
     assert stage.inputs(recipe) != key
     assert len(stage.check(recipe).images) == 21
+    key, (one, other) = stage.inputs(recipe), sorted((data / "cat").glob("*.png"))[:2]
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes()), other.write_bytes(content)
+    assert stage.inputs(recipe) != key, "two images changed places: same names, same sizes in all"
 
 
 def test_a_table_with_everything(tmp_path):

@@ -39,7 +39,7 @@ def test_a_detectable_difference_is_seen_most_times() -> None:
     typical = float(np.median([two_way_interval(one).detectable for one in draws]))
     truth = float(np.mean(draws))
     seen = np.mean([two_way_interval(one - truth + typical).low > 0 for one in draws])
-    assert 0.6 <= seen <= 0.9  # the degrees of freedom are themselves a guess from three seeds
+    assert 0.55 <= seen <= 0.9  # meant is 0.8; three seeds tell little of their own spread, see _interval
 
 
 def test_more_seeds_and_more_images_narrow_the_interval() -> None:
@@ -75,7 +75,7 @@ def test_words() -> None:
     assert verdict(Interval(0.061, 0.039, 0.083, 0.03, 3)) == "helps: +6.1 points (95 % 3.9 to 8.3, 3 seeds)"
     assert verdict(Interval(-0.02, -0.03, -0.01, 0.01, 3)) == "hurts: -2.0 points (95 % -3.0 to -1.0, 3 seeds)"
     words = verdict(Interval(0.01, -0.008, 0.028, 0.024, 3))
-    assert words == "no difference seen: +1.0 points (95 % -0.8 to 2.8, 3 seeds); could have seen 2.4 points"
+    assert words == "no difference seen: +1.0 points (95 % -0.8 to 2.8, 3 seeds); could have seen about 2.4 points"
 
 
 def test_paired_interval_over_draws_is_students_t() -> None:

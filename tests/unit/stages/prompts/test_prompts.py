@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from variegate.errors import RecipeError
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
 from variegate.recipe import BackendSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage
-from variegate.stages.prompts.stage import check, run
+from variegate.stages.prompts.stage import check, inputs, run
 from variegate.stages.prompts.templates import missing_captions, render, render_all
 from variegate.store import RunFolder
 
@@ -87,3 +89,12 @@ def test_a_class_name_that_is_too_long_is_only_worth_a_warning(tiny_sd: Path, tm
         folder.put_dataset([ClassInfo(0, "owl", "0"), ClassInfo(1, "red owl " * 20, "1")], [])
         summary = run(Context(recipe_of(tiny_sd), folder, QuietReporter()))
     assert "of 1 of 2 prompts the model reads only the first 16 tokens" in summary["warnings"][0]
+
+
+def test_other_weights_in_the_same_model_folder_are_noticed(tiny_sd: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_sd, tmp_path / "model")
+    recipe = Recipe(backend=BackendSection(model=str(model)))
+    before = inputs(recipe)
+    weights = next((model / "unet").glob("*.safetensors"))
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    assert inputs(recipe) != before

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from variegate.recipe import Recipe, dump_recipe
+from variegate.recipe import Recipe
+from variegate.recipe_file import dump_recipe
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
 from variegate.store import RunFolder, class_slug, synthetic_path
 

@@ -17,7 +17,7 @@ from PIL import Image
 from variegate.errors import UserError
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
-from variegate.recipe import load_recipe
+from variegate.recipe_file import load_recipe
 from variegate.stages.report import stage
 from variegate.store import RunFolder
 

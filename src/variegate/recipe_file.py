@@ -1,0 +1,249 @@
+"""Recipe files: YAML read strictly, --set laid over it, and every problem explained with its place and the near key.
+
+`load_recipe` raises one RecipeError holding all problems. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from variegate.errors import Problem, RecipeError
+from variegate.recipe import Recipe, Section
+
+RECIPES = Path(__file__).parent / "recipes"
+MAX_RECIPE_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 booleans and floats, no duplicate keys, no aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen: dict[str, Any] = {}
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                line = seen[key_node.value].start_mark.line + 1
+                text = f"key {key_node.value!r} stands twice (first on line {line})"
+                raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
+            seen[key_node.value] = key_node
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_1_2(loader: type[_Loader]) -> None:
+    resolvers = {}
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        dropped = (
+            "tag:yaml.org,2002:bool",
+            "tag:yaml.org,2002:float",
+            "tag:yaml.org,2002:int",
+            "tag:yaml.org,2002:timestamp",
+        )
+        resolvers[letter] = [(tag, pattern) for tag, pattern in pairs if tag not in dropped]
+    loader.yaml_implicit_resolvers = resolvers
+    loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+    loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+    number = (
+        r"^[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"
+    )
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+.0123456789"))
+
+
+_yaml_1_2(_Loader)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Read one YAML document safely; raises RecipeError with file and line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        reason = getattr(exc, "problem", None) or str(exc)
+        raise RecipeError(Problem(place, f"not valid YAML: {reason}")) from exc
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a shipped recipe or a path; raises RecipeError with the nearest name."""
+    shipped = RECIPES / f"{name}.yaml"
+    if name in recipe_names():
+        return shipped
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        raise RecipeError(Problem(name, "no such recipe file", "variegate recipes ls shows the shipped ones"))
+    near = difflib.get_close_matches(name, recipe_names(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(recipe_names())}"
+    raise RecipeError(Problem(name, "no shipped recipe and no file of this name", hint))
+
+
+def load_recipe(name: str = "variegate", overrides: Iterable[str] = (), data: str | None = None) -> Recipe:
+    """Read a shipped recipe or a file, apply KEY=VALUE overrides and DATA, and check everything.
+
+    Raises RecipeError holding all problems, each with its file and line or the --set it came from.
+    """
+    path = find_recipe(name)
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise RecipeError(Problem(str(path), f"larger than {MAX_RECIPE_BYTES:,} bytes", "is this a recipe?"))
+    shown = name if path.parent == RECIPES else str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise RecipeError(Problem(str(path), f"not a text file: {exc}", "give a YAML recipe")) from exc
+    values = parse_yaml(text, shown)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise RecipeError(Problem(shown, f"a recipe is a mapping of sections, got {type(values).__name__}"))
+    origins = _line_numbers(text, shown)
+    problems = _apply_overrides(values, overrides, origins)
+    if data is not None:
+        _put(values, ["dataset", "path"], data)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as exc:
+        problems.extend(_explain(error, origins, shown) for error in exc.errors())
+        raise RecipeError(problems) from exc
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every key written out, in stage order."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines like 'generate.strength: 0.5 -> 0.7' for every key whose value differs."""
+    lines: list[str] = []
+    for key in list(dict.fromkeys([*old, *new])):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _line_numbers(text: str, shown: str) -> dict[str, str]:
+    """Dotted key -> 'file:line'."""
+    places: dict[str, str] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                dotted = f"{prefix}{key.value}"
+                places[dotted] = f"{shown}:{key.start_mark.line + 1}"
+                walk(value, dotted + ".")
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                places[f"{prefix}{index}"] = f"{shown}:{value.start_mark.line + 1}"
+                walk(value, f"{prefix}{index}.")
+
+    walk(yaml.compose(text, Loader=_Loader), "")
+    return places
+
+
+def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, str]) -> list[Problem]:
+    problems = []
+    for item in overrides:
+        key, equals, raw = item.partition("=")
+        if not equals or not key.strip():
+            problems.append(Problem(f"--set {item}", "expected KEY=VALUE", "for example --set generate.strength=0.5"))
+            continue
+        try:
+            value = parse_yaml(raw, f"--set {item}")
+            if isinstance(value, dict) and None in value.values():
+                value = raw  # prompts.text={name}: a placeholder, not a mapping
+            _put(values, key.strip().split("."), value)
+        except RecipeError as exc:
+            problems.extend(exc.problems)
+        except TypeError as exc:
+            problems.append(Problem(f"--set {item}", str(exc)))
+        for inner in [place for place in origins if place.startswith(f"{key.strip()}.")]:
+            del origins[inner]  # replaced with the whole it stood in
+        origins[key.strip()] = f"--set {item}"
+    return problems
+
+
+def _put(values: dict, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        inner = values[int(key)] if isinstance(values, list) and key.isdigit() else values.setdefault(key, {})
+        if not isinstance(inner, dict | list):
+            raise TypeError(f"{'.'.join(keys[: depth + 1])} is no section")
+        values = inner
+    if isinstance(values, list):
+        if not keys[-1].isdigit() or int(keys[-1]) >= len(values):
+            raise TypeError(f"{'.'.join(keys)}: no such item in a list of {len(values)}")
+        values[int(keys[-1])] = value
+    else:
+        values[keys[-1]] = value
+
+
+def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
+    """One pydantic error as where, what and remedy."""
+    path = [str(part) for part in error["loc"] if not _is_union_branch(part)]
+    dotted = ".".join(path)
+    where = next((origins[key] for key in _prefixes(path) if key in origins), shown)
+    place = f"{where}: {dotted}" if dotted else where
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return Problem(
+            place, "unknown key", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        )
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return Problem(place, what)
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else ""
+        return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
+    is_placeholder = isinstance(error["input"], dict) and None in error["input"].values()
+    remedy = "put quotes around text that holds braces" if is_placeholder else ""
+    return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
+
+
+def _is_union_branch(part: Any) -> bool:
+    return isinstance(part, str) and (
+        part in {"float", "int", "str", "bool"} or part.startswith(("list[", "constrained"))
+    )
+
+
+def _prefixes(path: list[str]) -> list[str]:
+    return [".".join(path[:end]) for end in range(len(path), 0, -1)]
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """Known keys of the section at a dotted path."""
+    model: Any = Recipe
+    for part in path:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        inner = [
+            kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Section)
+        ]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
