@@ -145,6 +145,13 @@ class MixingSection(Section):
 
     policy: Literal["replace", "pool", "concat"] = "pool"  # replace: by images made from the same real one
     fraction: Fraction = 0.3  # chance that a training sample is synthetic (replace, pool)
+    schedule: Literal["constant", "falling"] = "constant"  # falling: the chance falls evenly to 0 at the last step
+
+    @model_validator(mode="after")
+    def _schedule(self) -> MixingSection:
+        if self.policy == "concat" and self.schedule != "constant":
+            raise ValueError("schedule has no effect on policy concat; use pool or replace")
+        return self
 
 
 class LabelSection(Section):

@@ -14,7 +14,7 @@ import variegate
 from variegate.stages.dataset.meadow import make_meadow
 
 STARTER = Path(variegate.__file__).parent / "backends" / "starter"
-MIN_PSNR_DB = 25.5  # 25.9 when it was trained; it varies by a decibel with the species
+MIN_PSNR_DB = 26  # 26.3 when it was trained; it varies by a decibel with the species
 
 
 @pytest.fixture(scope="module")

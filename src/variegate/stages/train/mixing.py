@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 Policy = Literal["replace", "pool", "concat"]
+Schedule = Literal["constant", "falling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,31 @@ def real_only(order: np.ndarray) -> Slots:
     return Slots(np.zeros(len(order), bool), order)
 
 
+def chances(fraction: float, schedule: Schedule, steps: int, batch: int) -> np.ndarray:
+    """The chance of a synthetic picture at every place of every batch; float64 [steps * batch].
+
+    falling: from `fraction` evenly to 0, so that the last steps see real pictures only and wrong labels are unlearnt.
+
+    >>> chances(0.6, "falling", 3, 1).tolist(), chances(0.6, "constant", 1, 2).tolist()
+    ([0.6, 0.3, 0.0], [0.6, 0.6])
+    """
+    shape = np.ones(steps) if schedule == "constant" else np.linspace(1.0, 0.0, steps)
+    return np.repeat(fraction * shape, batch)
+
+
 def mix(
-    policy: Policy, order: np.ndarray, pool: Pool, *, fraction: float, num_real: int, rng: np.random.Generator
+    policy: Policy,
+    order: np.ndarray,
+    pool: Pool,
+    *,
+    fraction: float | np.ndarray,
+    num_real: int,
+    rng: np.random.Generator,
 ) -> Slots:
     """Put synthetic pictures into a stream of real ones; `order` is real_order's, and the result is as long.
 
-    Raises ValueError where the policy has nothing to choose from, rather than training on real pictures alone.
+    `fraction`: one chance for all places, or one for each (see `chances`). Raises ValueError where the policy has
+    nothing to choose from, rather than training on real pictures alone.
     """
     if not np.any(pool.weights > 0):
         raise ValueError("there is no synthetic picture with a weight above 0")
@@ -100,7 +120,7 @@ def synthetic_only(count: int, pool: Pool, rng: np.random.Generator) -> Slots:
     return Slots(np.ones(count, bool), np.concatenate(taken)[:count].astype(np.int64))
 
 
-def _replace(order: np.ndarray, pool: Pool, fraction: float, rng: np.random.Generator) -> Slots:
+def _replace(order: np.ndarray, pool: Pool, fraction: float | np.ndarray, rng: np.random.Generator) -> Slots:
     usable = np.flatnonzero((pool.parents >= 0) & (pool.weights > 0))
     if not len(usable):
         raise ValueError("no synthetic picture was made from one of the real training pictures")

@@ -278,9 +278,8 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
         slots = mixing.synthetic_only(count, pool, rng)
     else:
         options = section.mixing
-        slots = mixing.mix(
-            options.policy, order, pool, fraction=options.fraction, num_real=len(workshop.train), rng=rng
-        )
+        chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
+        slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(workshop.train), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
 
 

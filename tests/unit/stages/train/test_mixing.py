@@ -95,3 +95,12 @@ def test_epochs_count_real_pictures_only() -> None:
     assert mixing.num_steps(steps=None, epochs=10, num_real=50, batch=25) == 20
     assert mixing.num_steps(steps=7, epochs=None, num_real=50, batch=25) == 7
     assert mixing.num_steps(steps=None, epochs=1, num_real=3, batch=48) == 1
+
+
+def test_a_falling_schedule_ends_with_real_pictures_only() -> None:
+    chance = mixing.chances(0.8, "falling", 100, 10)
+    order = mixing.real_order(20, 1000, np.random.default_rng(0))
+    pool = mixing.Pool(np.ones(5), np.full(5, -1))
+    taken = mixing.mix("pool", order, pool, fraction=chance, num_real=20, rng=np.random.default_rng(1)).is_synthetic
+    assert 0.65 < taken[:100].mean() < 0.9 and taken[-20:].sum() == 0
+    assert 0.35 < taken.mean() < 0.45
