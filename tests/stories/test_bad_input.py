@@ -23,7 +23,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 def refused(*arguments: str | Path, out: Path) -> str:
     """Run and expect a refusal that leaves no run folder behind."""
-    said = variegate("run", *arguments, "--out", out, *SMALL_ARGUMENTS)
+    said = variegate("run", *SMALL_ARGUMENTS, *arguments, "--out", out)
     assert said.status == 2, said.text
     assert not out.exists() or not any(out.iterdir()), sorted(out.rglob("*"))
     assert "Traceback" not in said.text
