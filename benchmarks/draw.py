@@ -1,39 +1,56 @@
 """Drawing speed: diffusers' documented image-to-image loop against the generate stage, same weights, steps, strength, images.
 
     python benchmarks/draw.py [--model starter] [--images 128] [--plain-images 12] [--steps 25] [--strength 0.7]
+    python benchmarks/draw.py --shape sdxl --work /tmp/models --device cuda --images 256
 
 The plain loop is timed after loading, the stage from its start: resolving, loading, planning, encoding, drawing, writing files,
 exporting the table. Both run in this process, on the same images, one after the other, twice in turns; the best of each counts.
-The last line is JSON.
+The rate of the chunks alone, without what the stage does once, stands beside it. With --shape the model has the real one's sizes
+and random weights (shapes.py), written once below --work: its speed is real, its images are not. The plain loop draws in fp32 on
+a CPU and in fp16 on a GPU, as diffusers' documentation has it. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from shapes import SHAPES, build
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+PLAIN_DTYPE = {"cpu": "fp32", "cuda": "fp16"}
 
 
 def plain_loop(
-    folder: Path, images: list[tuple[Path, str]], out: Path, *, steps: int, strength: float, guidance: float
+    folder: Path,
+    images: list[tuple[Path, str]],
+    out: Path,
+    *,
+    device: str,
+    steps: int,
+    strength: float,
+    guidance: float,
 ) -> float:
-    """Images a second of the loop from diffusers' documentation: fp32 on the CPU, PIL in, PIL out, one image at a time."""
+    """Images a second of the loop from diffusers' documentation: PIL in, PIL out, one image at a time."""
     import torch
-    from diffusers import StableDiffusionImg2ImgPipeline
+    from diffusers import AutoPipelineForImage2Image
     from diffusers.utils import load_image
 
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[PLAIN_DTYPE[device]]
+    pipe = AutoPipelineForImage2Image.from_pretrained(folder, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    out.mkdir()
-    start = time.perf_counter()
-    for number, (path, prompt) in enumerate(images):
+    steps = max(steps, math.ceil(1 / strength))  # so that at least one is executed, as for one-step models
+
+    def draw(number: int, path: Path, prompt: str) -> None:
         init_image = load_image(str(path)).resize((size, size))
         generator = torch.Generator().manual_seed(number)
         image = pipe(
@@ -45,11 +62,27 @@ def plain_loop(
             generator=generator,
         ).images[0]
         image.save(out / f"{number}.png")
+
+    out.mkdir()
+    if device != "cpu":
+        draw(-1, *images[0])  # a GPU's first call chooses and loads kernels
+    start = time.perf_counter()
+    for number, image in enumerate(images):
+        draw(number, *image)
     return len(images) / (time.perf_counter() - start)
 
 
-def main() -> None:
-    arguments = parse()
+def free_device(device: str) -> None:
+    """Give memory back, so that what the plain loop held does not make the stage's chunks smaller."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = parse(given)
     import diffusers
     import transformers
 
@@ -68,6 +101,7 @@ def main() -> None:
         f"backend.model={json.dumps(arguments.model)}",
         f"backend.steps={arguments.steps}",
         f"backend.guidance_scale={arguments.guidance}",
+        f"backend.device={arguments.device}",
         "backend.scheduler=model",
         f"generate.strength={arguments.strength}",
         f"generate.per_class={arguments.images // 4}",
@@ -78,7 +112,7 @@ def main() -> None:
     ]
     recipe = load_recipe("real-guidance", overrides)
     folder = find_model(arguments.model)
-    plain, ours = [], []
+    plain, ours, chunks = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for turn in range(arguments.turns):
             with RunFolder.create(Path(temporary, f"run-{turn}")) as run:
@@ -87,22 +121,24 @@ def main() -> None:
                 start = time.perf_counter()
                 summary = stage.run(context)
                 ours.append(summary["drawn"] / (time.perf_counter() - start))
+                chunks.append(summary["drawn"] / summary["chunk_seconds"])
                 drawn = run.synthetic_images()[: arguments.plain_images]
                 sources = {image.id: image.path for image in run.real_images("train")}
                 images = [(Path(sources[image.source]), image.prompt) for image in drawn]
             plain.append(
                 plain_loop(
                     folder, images, Path(temporary, f"plain-{turn}"),
-                    steps=arguments.steps, strength=arguments.strength, guidance=arguments.guidance,
+                    device=arguments.device, steps=arguments.steps, strength=arguments.strength, guidance=arguments.guidance,
                 )
             )  # fmt: skip
+            free_device(arguments.device)
             print(
                 f"turn {turn + 1}: plain loop {plain[-1]:.2f} images/s, stage {ours[-1]:.2f} images/s, {ours[-1] / plain[-1]:.1f}x"
             )
-    report(arguments, max(plain), max(ours), summary)
+    report(arguments, max(plain), max(ours), max(chunks), summary)
 
 
-def report(arguments: argparse.Namespace, plain: float, ours: float, summary: dict) -> None:
+def report(arguments: argparse.Namespace, plain: float, ours: float, chunks: float, summary: dict) -> None:
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     backend = summary["backend"]
     print(
@@ -111,12 +147,17 @@ def report(arguments: argparse.Namespace, plain: float, ours: float, summary: di
     print(
         f"stage: {backend['dtype']}, chunks of {backend['batch']}, {backend['threads']} threads; peak memory {peak_gb:.2f} GB"
     )
-    print(f"{ours:.2f} against {plain:.2f} images a second: {ours / plain:.1f} times as fast")
+    print(
+        f"{ours:.2f} against {plain:.2f} images a second: {ours / plain:.1f} times as fast; {chunks:.2f} in chunks alone"
+    )
     answer = {
         "benchmark": "draw",
         "model": arguments.model if arguments.model == "starter" else Path(arguments.model).name,
+        "random_weights": arguments.shape is not None,
+        "device": device_name(arguments.device),
         "plain_images_per_second": round(plain, 3),
         "stage_images_per_second": round(ours, 3),
+        "chunk_images_per_second": round(chunks, 3),
         "ratio": round(ours / plain, 2),
         "peak_gb": round(peak_gb, 2),
         "images": summary["drawn"],
@@ -125,6 +166,8 @@ def report(arguments: argparse.Namespace, plain: float, ours: float, summary: di
         "strength": arguments.strength,
         "guidance_scale": arguments.guidance,
         "dtype": backend["dtype"],
+        "plain_dtype": PLAIN_DTYPE[arguments.device],
+        "size_px": backend["size_px"],
         "batch": backend["batch"],
         "threads": backend["threads"],
         "cores": len(os.sched_getaffinity(0)),
@@ -132,19 +175,37 @@ def report(arguments: argparse.Namespace, plain: float, ours: float, summary: di
     print(json.dumps(answer))
 
 
-def parse() -> argparse.Namespace:
+def device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments with the model's folder and, where they are not given, the shape's own steps, strength and guidance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="starter", help="starter or a diffusers folder")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="instead: a real model's sizes with random weights")
+    parser.add_argument("--work", type=Path, help="folder that shapes are written to and read from again")
+    parser.add_argument("--device", choices=sorted(PLAIN_DTYPE), default="cpu")
     parser.add_argument("--images", type=int, default=256, help="drawn by the stage")
     parser.add_argument(
         "--plain-images", type=int, default=16, help="drawn by the plain loop; its rate does not depend on it"
     )
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--strength", type=float, default=0.7)
-    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--strength", type=float)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another recipe key")
-    return parser.parse_args()
+    arguments = parser.parse_args(given)
+    if arguments.shape and arguments.work is None:
+        parser.error("--shape needs --work FOLDER: weights of the real size are several gigabytes")
+    usual = SHAPES[arguments.shape or "sd15"].draws
+    for name, value in usual.items():
+        setattr(arguments, name, value if getattr(arguments, name) is None else getattr(arguments, name))
+    if arguments.shape:
+        arguments.model = str(build(arguments.shape, arguments.work.resolve()))
+    return arguments
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/few_shot.py [--recipes variegate,real-mix] [--draws 5] [--shots 5] [--split test|val] [KEY=VALUE ...]
 
-Each draw is a run of its own (seed 0, 1, ...): other training pictures, the same species and test pictures, one classifier an
-arm. With --split val the validation accuracy is shown instead, for choosing settings. Prints one JSON line last.
+Each draw is a run of its own (seed 0, 1, ...): other training images, the same species and test images, one classifier an
+arm. One draw gives means without an interval. With --split val the validation accuracy is shown instead, for choosing
+settings. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from variegate.api import run
 from variegate.stages.evaluate.compare import paired_interval
@@ -36,17 +39,26 @@ def accuracies(options: argparse.Namespace, recipe: str, root: Path) -> list[dic
     return found
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and 95 % interval over draws, in per cent."""
+def compared(draws: list[dict[str, float]]) -> dict[str, Any]:
+    """Every arm over the draws, and what real+synthetic gains over real; None where one of them was not trained."""
+    arms = {arm: spread([draw[arm] for draw in draws]) for arm in draws[0]}
+    gains = [draw["real+synthetic"] - draw["real"] for draw in draws if {"real", "real+synthetic"} <= draw.keys()]
+    return {"arms": arms, "gain": spread(gains) if gains else None}
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and 95 % interval over draws, in per cent; one draw has no interval.
+
+    >>> spread([0.25])
+    {'mean': 25.0, 'low': None, 'high': None}
+    """
+    if len(values) < 2:
+        return {"mean": round(100 * statistics.mean(values), 2), "low": None, "high": None}
     interval = paired_interval(values)
-    return {
-        "mean": round(100 * interval.mean, 2),
-        "low": round(100 * interval.low, 2),
-        "high": round(100 * interval.high, 2),
-    }
+    return {name: round(100 * getattr(interval, name), 2) for name in ("mean", "low", "high")}
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="builtin:meadow")
     parser.add_argument("--recipes", default="variegate")
@@ -55,14 +67,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     answer = {}
     with tempfile.TemporaryDirectory() as name:
         for recipe in options.recipes.split(","):
-            draws = accuracies(options, recipe, Path(name))
-            arms = {arm: spread([draw[arm] for draw in draws]) for arm in draws[0]}
-            gains = [draw["real+synthetic"] - draw["real"] for draw in draws if "real+synthetic" in draw]
-            answer[recipe] = {"arms": arms, "gain": spread(gains) if gains else None}
+            answer[recipe] = compared(accuracies(options, recipe, Path(name)))
             print(f"{recipe}: {answer[recipe]}", flush=True)
     facts = {
         "benchmark": "few_shot",

@@ -65,7 +65,10 @@ def run(
     settled = settle(data, recipe, overrides)
     check(settled, reporter_class())
     root = Path(out) if out is not None else default_out(settled.dataset.path)
+    if is_helper():
+        return _help_out(settled, root)
     with ExitStack() as stack:
+        stack.callback(_dismiss_helpers, settled)
         folder = stack.enter_context(RunFolder.create(root))
         _same_recipe(folder, settled)
         events = EventLog(root / "events.jsonl")
@@ -76,6 +79,30 @@ def run(
         results = _results(root) if "evaluate" in summaries else None
     verdict = results["verdict"] if results else list(summaries.values())[-1]["line"]
     return RunResult(root, verdict, results, summaries)
+
+
+def is_helper() -> bool:
+    """Whether `accelerate launch` or torchrun started this process beside the one that does the run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+
+
+def _help_out(recipe: Recipe, root: Path) -> RunResult:
+    if not _learns(recipe):
+        return RunResult(root, "helped with nothing: nothing is learned", None, {})
+    from variegate.stages.adapt.team import help_out
+
+    return RunResult(root, f"helped with {help_out(recipe)} lessons", None, {})
+
+
+def _learns(recipe: Recipe) -> bool:
+    return recipe.adapt.method not in {"none", "file"}
+
+
+def _dismiss_helpers(recipe: Recipe) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _learns(recipe):
+        from variegate.stages.adapt.team import dismiss
+
+        dismiss()
 
 
 def settle(
@@ -106,6 +133,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
         steps["model"] = lambda: check_model(recipe)
     facts = _all_at_once(steps)
 
+    from variegate.stages.adapt.stage import check as check_adapt
     from variegate.stages.curate.stage import check as check_curate
     from variegate.stages.prompts.stage import check as check_prompts
     from variegate.stages.train.stage import check as check_train
@@ -113,6 +141,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     steps = {"device": lambda: check_device(recipe), "train": lambda: check_train(recipe)}
     if draws:
         data = facts["data"]
+        steps["adapt"] = lambda: check_adapt(recipe, data.classes)
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)

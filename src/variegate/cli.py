@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on 
 
 
 def run_cli(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status; a reader that has seen enough (`| head`) is no failure."""
+    status = _run_command(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left is flushed again when the interpreter exits, which would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _run_command(arguments: list[str] | None) -> int:
     try:
         status = app(arguments, standalone_mode=False)  # typer turns Ctrl-C into a returned 130
     except UserError as exc:
@@ -62,8 +73,10 @@ def run_cli(arguments: list[str] | None = None) -> int:
         return _complain(f"error: {exc}", 1)
     except KeyboardInterrupt:
         status = STOPPED
-    except BrokenPipeError:
-        return 0
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # typer's answer to it is exit 1
+            return 0
+        raise
     except Exception as exc:
         return _click_status(exc)
     return _stopped() if status == STOPPED else status or 0
@@ -110,6 +123,8 @@ def _run(
         return
     if last == "report":
         print(f"report: {result.folder / 'report.html'}")
+    elif last == "adapt":
+        print(f"adapter: {result.folder / 'adapt'}")
     elif last == "curate":
         print(f"images: {result.folder / 'synthetic' / 'train'}")
     print(result.verdict)
@@ -137,6 +152,7 @@ for _command in (
         "report",
         "Do the whole job: draw images, train with and without them, and say whether they helped. Run again to resume.",
     ),
+    ("adapt", "adapt", "Teach the drawing model the classes; writes adapt/, which stock diffusers loads."),
     ("generate", "curate", "Draw and curate the images, train nothing."),
     ("train", "train", "Draw, curate and train; no comparison and no report yet."),
 ):
@@ -183,6 +199,32 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
 
     with RunFolder.read(folder) as opened:
         print(write_report(opened, None))
+
+
+@app.command("import")
+def import_(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE|DIR", help="What another tool wrote; the kind is told from its content.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="New folder to write; without it, only look.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="starter or a model folder: check that it fits.")
+    ] = None,
+    classes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--classes", metavar="FILE", help="Class names, one a line, where the artefact has none or misspells them."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read learned tokens, LoRA, prompts, image tables, results or filters of other tools."""
+    from variegate.importers import as_text, import_artefact
+
+    record = import_artefact(path, out, base=base, classes=classes or ())
+    print(json.dumps(record, ensure_ascii=False, indent=1) if as_json else as_text(record))
 
 
 @app.command()

@@ -86,10 +86,75 @@ class DatasetSection(Section):
     meadow: MeadowSection = MeadowSection()
 
 
-class AdaptSection(Section):
-    """Teaching the model the classes."""
+class PriorSection(Section):
+    """Prior preservation (DreamBooth, arXiv 2208.12242): images of the model as it was, learned along."""
 
-    method: Literal["none"] = "none"
+    images: int = Field(0, ge=0)  # drawn once and cached; 0: off
+    text: str = "a photo"  # what they are drawn from and captioned with
+    weight: float = Field(1.0, ge=0.0)
+
+
+class AdaptSection(Section):
+    """Teaching the model the classes: learned tokens (arXiv 2208.01618), LoRA (arXiv 2106.09685), or both at once."""
+
+    method: Literal["none", "tokens", "lora", "tokens+lora", "file"] = "none"
+    path: str | None = None  # method file: an adapter's folder, from another run or from variegate import
+    model: str | None = None  # learn on this model, draw with backend.model: the many-step parent of a one-step model
+    joint: bool = True  # false (tokens only): a run of its own for each class
+    vectors: int = Field(1, ge=1, le=64)  # tokens a class
+    init: str = "name"  # first values: name (the class's own words), random, or a word such as bird
+    superclass: str = ""  # follows the token in every caption, when adapting and when drawing: "<class_3> bird"
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: float | None = Field(None, gt=0.0)  # null: the rank
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]  # endings of module names in the U-Net
+    text_encoder_lora: bool = False
+    steps: int = Field(300, ge=1)
+    batch: int = Field(32, ge=1)  # images a step, all processes together
+    micro_batch: int | None = Field(None, ge=1)  # of them at a time; null: all. Halved when memory runs out
+    optimizer: Literal["adamw", "adamw-8bit", "prodigy"] = "adamw"
+    lr: float = Field(1e-3, gt=0.0)  # of the LoRA; of a published SD 1.5 recipe 1e-4 to 5e-5
+    token_lr: float = Field(1e-2, gt=0.0)  # of the tokens
+    weight_decay: float = Field(0.01, ge=0.0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    clip: float | None = Field(1.0, gt=0.0)  # of the gradient's norm
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # moving average of what is trained; 0: off
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"  # fp16 cannot hold these gradients
+    gradient_checkpointing: bool = False
+    snr_cap: float | None = Field(5.0, gt=0.0)  # min-SNR weighting (arXiv 2303.09556); null: off
+    noise_offset: float = Field(0.0, ge=0.0, le=1.0)
+    timesteps: Literal["all", "last"] = "all"  # last: DasDiff's rule for one-step models, which blurs (docs/methods.md)
+    mask: Literal["none", "foreground"] = "none"  # foreground: the loss counts where the data's masks are
+    flip: bool = True  # mirror images are images of the class too
+    crops: int = Field(1, ge=1, le=64)  # views of each image, encoded once: the whole and random crops
+    balance: float = Field(1.0, ge=0.0)  # an image is picked with 1 / n^balance, n the images of its class
+    prior: PriorSection = PriorSection()
+    evaluations: int = Field(4, ge=0)  # held-out losses, evenly spaced
+    previews: int = Field(2, ge=0)  # grids of drawn images with fixed seeds, evenly spaced
+    early_stop: int | None = Field(None, ge=1)  # stop after as many held-out losses without a better one
+    checkpoints: int = Field(4, ge=1)  # how often the state is saved; the last two are kept
+
+    @model_validator(mode="after")
+    def _together(self) -> AdaptSection:
+        if (self.method == "file") != (self.path is not None):
+            raise ValueError("method file and path go together: path names the adapter's folder")
+        if not self.joint and self.method != "tokens":
+            raise ValueError("joint: false is for method tokens; a LoRA is learned for all classes at once")
+        if self.early_stop is not None and not self.evaluations:
+            raise ValueError("early_stop watches the held-out loss and evaluations is 0; raise it")
+        if not self.init.strip():
+            raise ValueError("init is empty; use name, random or a word")
+        return self
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether this recipe's own adapting learns tokens."""
+        return "tokens" in self.method
+
+    @property
+    def has_lora(self) -> bool:
+        return "lora" in self.method
 
 
 class PromptsSection(Section):
@@ -97,7 +162,7 @@ class PromptsSection(Section):
 
     method: Literal["template"] = "template"
     text: str | list[str] = "a photo of a {name}"  # a list is dealt out evenly
-    environments: list[str] = []  # dealt out evenly for {environment}
+    environments: list[str] | Literal["groups"] = []  # dealt out evenly for {environment}; groups: those of the images
     negative: str = ""
 
     @model_validator(mode="after")
@@ -107,9 +172,17 @@ class PromptsSection(Section):
             raise ValueError("text is an empty list; give at least one prompt")
         for text in texts:
             _check_placeholders(text)
-            if "{environment}" in text and not self.environments:
+            if "{environment}" in text and not self.environments:  # "groups" is looked up in the data
                 raise ValueError("text uses {environment} but environments is empty; list some phrases there")
         return self
+
+
+class TokenNoiseSection(Section):
+    """DIAGen's noise on learned tokens (arXiv 2408.14584): e + std N(0, I)."""
+
+    std: list[Annotated[float, Field(ge=0.0, le=10.0)]] = []  # dealt out evenly; DIAGen: 0, 0.005, 0.01, 0.025
+    relative: bool = False  # true: std is a share of the token's own standard deviation
+    policy: Literal["fresh", "fixed"] = "fresh"  # fresh: new noise for every image; fixed: one draw a class and std
 
 
 class GenerateSection(Section):
@@ -122,6 +195,7 @@ class GenerateSection(Section):
     strength: Annotated[list[Strength], BeforeValidator(_as_list), Field(min_length=1)] = [0.5]  # one number or a list
     strength_policy: Literal["cycle", "choice", "uniform"] = "cycle"  # uniform: anywhere between the list's ends
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
+    token_noise: TokenNoiseSection = TokenNoiseSection()
 
     @model_validator(mode="after")
     def _strengths(self) -> GenerateSection:
@@ -181,6 +255,14 @@ class TrainSection(Section):
     epochs: int | None = Field(None, ge=1)  # instead of steps: passes over the real training images
     evaluations: int = Field(10, ge=1)  # validation checks, evenly spaced
 
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_alone(cls, values: Any) -> Any:
+        """Epochs without steps mean epochs; only both given by name contradict each other."""
+        if isinstance(values, dict) and values.get("epochs") is not None and "steps" not in values:
+            return {**values, "steps": None}
+        return values
+
     @model_validator(mode="after")
     def _length(self) -> TrainSection:
         if (self.steps is None) == (self.epochs is None):
@@ -217,18 +299,47 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _together(self) -> Recipe:
         method = self.generate.method
-        if method.startswith(("ti-", "diff-")):
-            kin = "real-" + method.split("-")[1]
-            raise ValueError(
-                f"generate.method {method} draws with an adapter and adapt.method is {self.adapt.method}; "
-                f"use {kin}, which draws with the model as it is"
-            )
+        _check_adapter_use(self.adapt, self.generate)
+        _check_tokens_said(self)
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
         if method == "none" and synthetic:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
-        if method == "real-gen" and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
+        if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
             raise ValueError(
-                "train.mixing.policy replace swaps a real image for one made from it and generate.method real-gen "
+                f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "
                 "draws from text alone; use pool or concat"
             )
         return self
+
+
+def _check_adapter_use(adapt: AdaptSection, generate: GenerateSection) -> None:
+    """A strategy and an adapter that do not go together."""
+    method = generate.method
+    kind, _, use = method.partition("-")
+    if kind in {"ti", "diff"} and adapt.method == "none":
+        raise ValueError(
+            f"generate.method {method} draws with an adapter and adapt.method is none; set adapt.method=tokens+lora, "
+            f"or use real-{use}, which draws with the model as it is"
+        )
+    if kind == "ti" and adapt.method == "lora":
+        raise ValueError(f"generate.method {method} draws with learned tokens and adapt.method is lora; use diff-{use}")
+    if kind == "real" and adapt.method != "none":
+        raise ValueError(
+            f"generate.method {method} draws with the model as it is, so adapt.method {adapt.method} would be "
+            f"for nothing; use diff-{use} or set adapt.method=none"
+        )
+    if generate.token_noise.std and (kind not in {"ti", "diff"} or adapt.method == "lora"):
+        raise ValueError(
+            f"generate.token_noise needs learned tokens; {method} with adapt.method {adapt.method} has none"
+        )
+
+
+def _check_tokens_said(recipe: Recipe) -> None:
+    """Learned tokens that no prompt would say."""
+    texts = [recipe.prompts.text] if isinstance(recipe.prompts.text, str) else recipe.prompts.text
+    silent = next((text for text in texts if "{name}" not in text), None)
+    if recipe.adapt.has_tokens and silent is not None:
+        raise ValueError(
+            f"prompts.text {silent!r} never says {{name}}, so adapt.method {recipe.adapt.method} would learn tokens "
+            "for nothing; put {name} where the class is named, or use adapt.method=lora"
+        )

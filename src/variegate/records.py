@@ -75,6 +75,8 @@ class PlanRow:
     strength: float  # (0, 1]; 1 = text-to-image
     steps: int  # executed denoising steps
     seed: int
+    token_std: float = 0.0  # noise on the target's learned tokens
+    token_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,10 @@ from typing import Any
 from urllib.parse import quote
 
 from variegate.errors import Problem, RunFolderError
+from variegate.files import file_sha256, write_atomic
 from variegate.records import ClassInfo, PlanRow, RealImage, SyntheticImage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE stages (stage TEXT PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, seconds REAL, summary TEXT) WITHOUT ROWID;
@@ -34,7 +34,7 @@ CREATE TABLE real (id TEXT PRIMARY KEY, path TEXT NOT NULL, label INTEGER NOT NU
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
 CREATE TABLE plan (row INTEGER PRIMARY KEY, id TEXT NOT NULL, chunk INTEGER NOT NULL, source TEXT, target INTEGER NOT NULL,
                    prompt INTEGER NOT NULL, negative INTEGER NOT NULL, strength REAL NOT NULL, steps INTEGER NOT NULL,
-                   seed INTEGER NOT NULL);
+                   seed INTEGER NOT NULL, token_std REAL NOT NULL, token_seed INTEGER NOT NULL);
 CREATE TABLE chunks (chunk INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, state TEXT NOT NULL,
                      seconds REAL, note TEXT);
 CREATE TABLE scores (id TEXT, score TEXT, value REAL, PRIMARY KEY (id, score)) WITHOUT ROWID;
@@ -62,31 +62,6 @@ def synthetic_path(target: ClassInfo, image_id: str, extension: str = "jpg") -> 
 
 def _synthetic_path(slug: str, image_id: str, extension: str) -> str:
     return f"synthetic/train/{slug}/{image_id[:2]}/{image_id}.{extension}"
-
-
-def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Put bytes, or pieces one after the other, in place whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class RunFolder:
@@ -256,8 +231,10 @@ class RunFolder:
 
     def plan_rows(self, chunk: int) -> list[PlanRow]:
         """The rows of one chunk, in order."""
-        query = """SELECT row, plan.id, chunk, source, target, p.text, n.text, strength, steps, seed FROM plan
-                   JOIN prompts p ON p.id = plan.prompt JOIN prompts n ON n.id = plan.negative WHERE row >= ? AND row < ? ORDER BY row"""
+        query = """SELECT row, plan.id, chunk, source, target, p.text, n.text, strength, steps, seed,
+                   token_std, token_seed
+                   FROM plan JOIN prompts p ON p.id = plan.prompt JOIN prompts n ON n.id = plan.negative
+                   WHERE row >= ? AND row < ? ORDER BY row"""
         first, count = self.db.execute("SELECT first_row, num_rows FROM chunks WHERE chunk = ?", (chunk,)).fetchone()
         return [PlanRow(*row) for row in self.db.execute(query, (first, first + count))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -74,6 +75,17 @@ def test_recipes_can_be_listed_shown_and_copied_but_not_over_a_file(tmp_path: Pa
     assert copy.read_text() == variegate("recipes", "show", "real-mix").out
     assert variegate("recipes", "cp", "real-gen", copy).status == 2
     assert variegate("recipes", "validate", copy).status == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_stops_early_is_no_failure(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    program = subprocess.Popen(
+        command("recipes", "show", "variegate"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    program.stdout.close()  # as head does once it has its lines
+    assert (program.stderr.read(), program.wait()) == (b"", 0)
+    program.stderr.close()
 
 
 def test_doctor_names_the_machine() -> None:

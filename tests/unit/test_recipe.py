@@ -120,5 +120,17 @@ def test_no_option_is_dead() -> None:
     assert len(sections) > 10 and not unread
 
 
+def test_epochs_take_the_place_of_the_default_steps(tmp_path: Path) -> None:
+    train = load_recipe("variegate", ["train.epochs=3"]).train
+    assert (train.steps, train.epochs) == (None, 3)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(dump_recipe(load_recipe("variegate", ["train.epochs=3"])))
+    assert load_recipe(str(path)).train == train
+    path.write_text("train: {epochs: 3}\n")
+    assert load_recipe(str(path)).train.steps is None
+    assert "set the other to null" in problems(tmp_path, "train: {epochs: 3}\n", "train.steps=100")
+    assert load_recipe("variegate", ["train.steps=100", "train.epochs=null"]).train.steps == 100
+
+
 def test_every_section_default_is_valid() -> None:
     assert Recipe.model_validate(Recipe().model_dump()) == Recipe()

@@ -134,7 +134,7 @@ def _text_config(projection_dim: int = 32):  # noqa: ANN202
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
-        vocab_size=600,
+        vocab_size=len(_tokenizer()),  # as in every real model: learned tokens come after the last word
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from variegate.backends.adapter import Parts, adapter_hash
 from variegate.backends.devices import (
     Machine,
     chunk_size,
@@ -26,6 +28,7 @@ from variegate.errors import ModelError, Problem
 from variegate.recipe import BackendSection, Recipe
 from variegate.records import content_id
 
+PNDM_ORDER = 4  # timesteps that diffusers' PNDM goes through by Runge-Kutta, where it does not skip them
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
 
 
@@ -47,6 +50,10 @@ class BackendSpec:
     threads: int
     memory_format: Literal["channels-last", "contiguous"]
     compile: bool
+    adapter: str = ""  # folder; "" draws with the model as it is
+    adapter_hash: str = ""
+    adapter_parts: Parts = "none"
+    extra_evaluations: int = 0  # that the scheduler makes beyond one a step; one-step drawing has none
 
     @property
     def guided(self) -> bool:
@@ -83,8 +90,16 @@ def resolve_backend(section: BackendSection, machine: Machine | None = None) -> 
         threads=section.threads or machine.cores,
         memory_format=_memory_format(section.memory_format, device),
         compile=section.compile,
+        extra_evaluations=_extra_evaluations(section, facts),
     )
     return spec if section.batch else replace(spec, batch=default_batch(spec, facts, machine))
+
+
+def with_adapter(spec: BackendSpec, folder: Path, parts: Parts) -> BackendSpec:
+    """The same backend drawing with (parts of) an adapter."""
+    if parts == "none":
+        return spec
+    return replace(spec, adapter=str(folder), adapter_hash=adapter_hash(folder), adapter_parts=parts)
 
 
 def check_model(recipe: Recipe) -> ModelFacts:
@@ -120,6 +135,17 @@ def default_batch(spec: BackendSpec, facts: ModelFacts, machine: Machine) -> int
     return chunk_size(
         device=spec.device, latent_px=latent_px, per_image=per_image, weights=facts.weight_bytes, free=free
     )
+
+
+def _extra_evaluations(section: BackendSection, facts: ModelFacts) -> int:
+    """PNDM evaluates its second timestep twice; with Runge-Kutta its first three cost four evaluations each."""
+    if section.steps == 1 or not _is_pndm(section, facts):
+        return 0
+    return 1 if facts.skips_prk else 3 * (PNDM_ORDER - 1)
+
+
+def _is_pndm(section: BackendSection, facts: ModelFacts) -> bool:
+    return section.scheduler == "pndm" or (section.scheduler == "model" and facts.scheduler == "PNDMScheduler")
 
 
 def _memory_format(requested: str, device: str) -> Literal["channels-last", "contiguous"]:
@@ -223,13 +249,13 @@ class Evaluations(NamedTuple):
 
 def evaluations(spec: BackendSpec, steps: int) -> Evaluations:
     per_step = 2 if spec.guided else 1
-    extra = 1 if spec.scheduler == "pndm" and spec.steps > 1 else 0  # it evaluates one timestep twice
-    return Evaluations(steps, (steps + extra) * per_step)
+    return Evaluations(steps, (steps + spec.extra_evaluations) * per_step)
 
 
 def spec_id(spec: BackendSpec) -> str:
     """What of a backend fixes an image's pixels, hashed; threads, batch and device fix only the last bits."""
-    return content_id(spec.fingerprint, spec.dtype, spec.scheduler, spec.guidance_scale, spec.size_px, spec.steps)
+    drawn_by = (spec.fingerprint, spec.adapter_hash, spec.adapter_parts)
+    return content_id(*drawn_by, spec.dtype, spec.scheduler, spec.guidance_scale, spec.size_px, spec.steps)
 
 
 def _plural(count: int, word: str) -> str:

@@ -11,11 +11,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from variegate.backends.adapter import apply_adapter, expand, read_adapter, text_encoders, token_vectors
 from variegate.backends.base import BackendSpec
 from variegate.backends.denoise import Denoiser, Text, stack_texts
 from variegate.backends.folder import UNUSED, ModelFacts, read_model
@@ -37,6 +38,15 @@ FEATURE_TIMESTEP = 20  # of 1000: low noise
 FEATURE_SEED = 20230603
 
 
+class TokenNoise(NamedTuple):
+    """Noise on the learned tokens of one class: std N(0, I), or a share of each token's own deviation."""
+
+    label: int
+    std: float
+    seed: int
+    relative: bool = False
+
+
 class DiffusionBackend:
     """A loaded model; open it with `DiffusionBackend.open(spec)` in a `with` block."""
 
@@ -49,6 +59,11 @@ class DiffusionBackend:
         self._vae = pipe.vae if pipe.vae.dtype == self._vae_dtype else pipe.vae.to(self._vae_dtype)
         self._denoiser = Denoiser(pipe.unet, pipe.scheduler, dtype=self.dtype, device=self.device, size_px=spec.size_px)
         self._texts: dict[tuple[str, bool], Text] = {}
+        self._token_names: list[list[str]] = []  # by label
+        if spec.adapter_parts != "none":
+            vectors = token_vectors(Path(spec.adapter))
+            names = read_adapter(Path(spec.adapter)).placeholders
+            self._token_names = [expand(name, vectors).split() for name in names]
 
     @classmethod
     def open(cls, spec: BackendSpec) -> DiffusionBackend:
@@ -74,6 +89,15 @@ class DiffusionBackend:
         self._texts.clear()
         torch.set_num_threads(self._threads_before)
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, for adapting; what is changed in it is drawn with."""
+        return self._pipe
+
+    def forget_texts(self) -> None:
+        """Encode prompts anew: the text encoder has changed."""
+        self._texts.clear()
+
     def free_memory(self) -> None:
         """Give unused device memory back after it ran out."""
         if self.device.type == "cuda":
@@ -97,6 +121,27 @@ class DiffusionBackend:
             with _quiet():
                 self._texts[text, negative] = self._encode_text(text, negative)
         return self._texts[text, negative]
+
+    def _encode_noised(self, text: str, noise: TokenNoise | None) -> Text:
+        """A prompt's embedding with noise on the learned tokens of one class, found by its label (never by its name)."""
+        if noise is None or not noise.std:
+            return self.encode_prompt(text)
+        kept = []
+        for number, (tokenizer, encoder) in enumerate(text_encoders(self._pipe)):
+            weight = encoder.get_input_embeddings().weight
+            rows = torch.tensor(tokenizer.convert_tokens_to_ids(self._token_names[noise.label]), device=weight.device)
+            before = weight[rows].clone()
+            values = before.float()
+            scale = noise.std * (values.std(dim=1, keepdim=True) if noise.relative else 1.0)
+            drawn = torch.randn(values.shape, generator=_generator(noise.seed, 2 + number)).to(values.device)
+            weight[rows] = (values + scale * drawn).to(weight.dtype)
+            kept.append((weight, rows, before))
+        try:
+            with _quiet():
+                return self._encode_text(text, negative=False)
+        finally:
+            for weight, rows, before in kept:
+                weight[rows] = before
 
     def _encode_text(self, text: str, negative: bool) -> Text:
         sdxl = self.facts.family == "sdxl"
@@ -150,14 +195,17 @@ class DiffusionBackend:
         steps: int,
         seeds: Sequence[int],
         negative: str = "",
+        token_noise: Sequence[TokenNoise | None] | None = None,
     ) -> np.ndarray:
         """Draw one chunk: uint8 [N, S, S, 3].
 
         `sources`: scaled latents of `encode_sources`, or None to draw from text alone. `steps` are executed steps; `strengths`
         matter in one-step drawing only, where each image has its own noise level. Noise comes from each row's own seed.
+        `token_noise` disturbs the learned tokens of a row's class.
         """
         noise = self.noise(seeds)
-        texts = stack_texts([self.encode_prompt(prompt) for prompt in prompts])
+        noises = token_noise or [None] * len(prompts)
+        texts = stack_texts([self._encode_noised(*pair) for pair in zip(prompts, noises, strict=True)])
         away = self.encode_prompt(negative, negative=True) if self.spec.guided else None
         with _quiet():
             if self.spec.steps == 1:
@@ -195,7 +243,7 @@ class DiffusionBackend:
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
-    """A row's own stream: purpose 0 is the starting noise, 1 the noise that ancestral schedulers add."""
+    """A row's own stream: purpose 0 is the starting noise, 1 what ancestral schedulers add, from 2 on token noise."""
     return torch.Generator().manual_seed((seed + purpose * 0x9E3779B97F4A7C15) % 2**63)
 
 
@@ -213,13 +261,17 @@ def _load_pipeline(spec: BackendSpec, facts: ModelFacts) -> Any:
 
     pipeline = getattr(diffusers, facts.pipeline)
     skipped = {name: None for name in UNUSED if name in pipeline._optional_components}
+    fused = spec.adapter_parts != "none"
     pipe = pipeline.from_pretrained(
-        spec.path, dtype=DTYPES[spec.dtype], variant=facts.variant, use_safetensors=True, local_files_only=True,
+        spec.path, dtype=torch.float32 if fused else DTYPES[spec.dtype], variant=facts.variant, use_safetensors=True, local_files_only=True,
         **skipped, **({"requires_safety_checker": False} if facts.family == "sd" else {}),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     if spec.scheduler != "model":
         pipe.scheduler = getattr(diffusers, SCHEDULERS[spec.scheduler]).from_config(pipe.scheduler.config)
+    if fused:
+        apply_adapter(pipe, Path(spec.adapter), spec.adapter_parts)
+        pipe = pipe.to(dtype=DTYPES[spec.dtype])
     pipe = pipe.to(spec.device)
     for part in (pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)

@@ -47,6 +47,8 @@ class ModelFacts:
     weight_bytes: int
     levels: tuple[float, ...] | None  # noise levels of a distilled model, as strengths; None = all
     variant: str | None  # file name infix when only fp16 weights are there
+    scheduler: str  # class name of the model's own
+    skips_prk: bool  # whether a PNDM made from its configuration leaves the Runge-Kutta steps out, as SD 1.x does
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
@@ -124,6 +126,7 @@ def read_model(folder: Path) -> ModelFacts:
         raise ModelError(problems)
     index, unet, vae = (_load(folder / part) for part in ("model_index.json", "unet/config.json", "vae/config.json"))
     downscale = 2 ** (len(vae["block_out_channels"]) - 1)
+    scheduler = _load(folder / "scheduler/scheduler_config.json")
     sample_size = unet["sample_size"]
     files = [path for component in sorted(_components(index)) for path in _weights(folder / component)]
     return ModelFacts(
@@ -137,6 +140,8 @@ def read_model(folder: Path) -> ModelFacts:
         weight_bytes=sum(path.stat().st_size for path in files),
         levels=_levels(folder, index),
         variant="fp16" if any(".fp16." in path.name for path in files) else None,
+        scheduler=scheduler.get("_class_name", ""),
+        skips_prk=bool(scheduler.get("skip_prk_steps")),
     )
 
 

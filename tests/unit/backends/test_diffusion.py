@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from variegate.backends.base import BackendSpec, resolve_backend
+from variegate.backends.base import BackendSpec, evaluations, resolve_backend
 from variegate.recipe import BackendSection
 
 PROMPTS = ["a photo of a cat", "a photo of a dog", "red owl"]
@@ -19,6 +21,10 @@ SEEDS = [11, 12, 13]
 def spec_of(model: Path, **changes: object) -> BackendSpec:
     values = {"dtype": "fp32", "device": "cpu", "steps": 6, "guidance_scale": 3.0, "threads": 1, **changes}
     return resolve_backend(BackendSection(model=str(model), **values))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def pictures(count: int = 3, edge: int = 32) -> np.ndarray:
@@ -96,6 +102,32 @@ def test_without_guidance_the_unet_runs_once_a_step_and_half_as_wide(tiny_sd: Pa
         backend._pipe.unet.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
         backend.draw(PROMPTS, backend.encode_sources(pictures()), strengths=[0.5] * 3, steps=3, seeds=SEEDS)
     assert sizes == [3, 3, 3, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "own", "extra"),
+    [
+        ("ddim", {}, 0),
+        ("dpm-solver++", {"_class_name": "PNDMScheduler", "skip_prk_steps": True}, 0),
+        ("model", {"_class_name": "PNDMScheduler", "skip_prk_steps": True}, 1),
+        ("model", {"_class_name": "PNDMScheduler"}, 9),
+        ("pndm", {"skip_prk_steps": True}, 1),
+    ],
+)
+def test_the_counted_evaluations_are_those_that_happen(
+    tiny_sd: Path, tmp_path: Path, opened, scheduler: str, own: dict, extra: int
+) -> None:
+    model = shutil.copytree(tiny_sd, tmp_path / "own-scheduler")
+    edit(model / "scheduler" / "scheduler_config.json", **own)
+    edit(model / "model_index.json", scheduler=["diffusers", own.get("_class_name", "DDIMScheduler")])
+    spec = spec_of(model, scheduler=scheduler, guidance_scale=1.0)
+    backend, calls = opened(spec), []
+    backend._pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    backend.draw(PROMPTS[:1], None, strengths=[1.0], steps=6, seeds=SEEDS[:1])
+    assert len(calls) == evaluations(spec, 6).total == 6 + extra
+    calls.clear()
+    backend.draw(PROMPTS[:1], backend.encode_sources(pictures(1)), strengths=[0.5], steps=3, seeds=SEEDS[:1])
+    assert len(calls) == evaluations(spec, 3).total == 3 + extra
 
 
 def test_one_step_starts_from_the_noise_level_that_strength_names(model: Path, opened) -> None:

@@ -1,4 +1,4 @@
-"""Turn pictures into feature vectors: the drawing model's own activations, or an image-text model through open_clip."""
+"""Turn images into feature vectors: the drawing model's own activations, or an image-text model through open_clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BATCH = 32
 
 
 class Encoder(Protocol):
-    """`size_px` is the edge of the square pictures that `features` takes."""
+    """`size_px` is the edge of the square images that `features` takes."""
 
     @property
     def size_px(self) -> int: ...
@@ -66,7 +66,7 @@ def open_encoder(name: str, recipe: Recipe) -> Iterator[Encoder]:
 
 
 class _Drawer:
-    """Diffusion features of the model that drew the pictures."""
+    """Diffusion features of the model that drew the images."""
 
     def __init__(self, backend: Any) -> None:
         self._backend, self.size_px = backend, backend.spec.size_px

@@ -1,6 +1,6 @@
-"""What follows from scores: keep, drop or weigh each synthetic picture, with a reason that is true.
+"""What follows from scores: keep, drop or weigh each synthetic image, with a reason that is true.
 
-Pure. A dropped picture stays on disk and in the records. Weights follow DIAGen (arXiv 2408.14584): w = min(1, 2 c).
+Pure. A dropped image stays on disk and in the records. Weights follow DIAGen (arXiv 2408.14584): w = min(1, 2 c).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLANK, OFF_CLASS = "blank", "off-class"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of one synthetic picture; `reason` is empty for one that is kept whole."""
+    """What becomes of one synthetic image; `reason` is empty for one that is kept whole."""
 
     id: str
     action: Literal["keep", "drop"] = "keep"
@@ -26,12 +26,12 @@ class Decision:
 
 
 def drop_blank(decisions: Sequence[Decision], spread: Mapping[str, float]) -> list[Decision]:
-    """Drop pictures on which nothing is to be seen."""
+    """Drop images on which nothing is to be seen."""
     return [_drop(d, BLANK) if d.action == "keep" and spread[d.id] < BLANK_BELOW else d for d in decisions]
 
 
 def weigh_by_agreement(decisions: Sequence[Decision], agreement: Mapping[str, float]) -> list[Decision]:
-    """Weigh a picture down as its agreement c falls below one half: w = min(1, 2 c)."""
+    """Weigh an image down as its agreement c falls below one half: w = min(1, 2 c)."""
     weighed = []
     for decision in decisions:
         weight = min(1.0, 2.0 * agreement[decision.id])
@@ -49,9 +49,9 @@ def drop_off_class(
     below: float | None = None,
     fraction: float | None = None,
 ) -> list[Decision]:
-    """Drop pictures with agreement under `below`, and the lowest `fraction` of each class; a class keeps its best.
+    """Drop images with agreement under `below`, and the lowest `fraction` of each class; a class keeps its best.
 
-    Counts only pictures that are still kept. Ties are broken by id, so that equal runs decide equally.
+    Counts only images that are still kept. Ties are broken by id, so that equal runs decide equally.
     """
     by_class: dict[int, list[Decision]] = {}
     for decision in decisions:

@@ -1,4 +1,4 @@
-"""Score every synthetic picture and write down what follows; nothing is deleted, and other makers' decisions stay."""
+"""Score every synthetic image and write down what follows; nothing is deleted, and other makers' decisions stay."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 
 from variegate.errors import Problem, RecipeError
 from variegate.images import load_squares
+from variegate.judge import Judge, class_agreement, train_judge
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
 from variegate.stages.curate.encoders import Encoder, check_encoder, open_encoder
-from variegate.stages.curate.scores import Judge, blank_scores, class_agreement, train_judge
+from variegate.stages.curate.scores import blank_scores
 from variegate.stages.curate.select import Decision, drop_blank, drop_off_class, weigh_by_agreement
 
 NAME = "curate"
-_SLICE = 512  # pictures in memory at a time
+_SLICE = 512  # images in memory at a time
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
-    """What decisions depend on besides the pictures."""
+    """What decisions depend on besides the images."""
     return {"curate": [step.model_dump() for step in recipe.curate], "seed": recipe.seed}
 
 
@@ -88,7 +89,7 @@ def _blank(context: Context, images: Sequence[SyntheticImage]) -> dict[str, floa
 def _agreement(
     context: Context, step: CurateStep, images: Sequence[SyntheticImage]
 ) -> tuple[Judge | None, dict[str, float]]:
-    """A judge taught by the real training pictures, and its opinion of every synthetic one."""
+    """A judge taught by the real training images, and its opinion of every synthetic one."""
     train = context.folder.real_images("train")
     paths = [context.folder.path(image.path) for image in images]
     with open_encoder(step.encoder, context.recipe) as encoder:
@@ -108,7 +109,7 @@ def _teach(context: Context, encoder: Encoder, train: Sequence[RealImage]) -> Ju
     features = []
     for _, pixels in _slices(context.recipe, [Path(image.path) for image in train], encoder.size_px):
         features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
-    both = np.concatenate(features)  # [N, 2, D]: each picture and its mirror image
+    both = np.concatenate(features)  # [N, 2, D]: each image and its mirror image
     labels = np.repeat([image.label for image in train], 2)
     done = context.folder.stage("dataset")  # a meadow's groups are habitats, which every species shares
     by_group = done is None or done[1].get("groups_split", True)

@@ -13,7 +13,15 @@ from variegate.images import encode_image, resize_square
 from variegate.recipe import DatasetSection, MeadowSection
 from variegate.records import Split
 from variegate.stages.dataset.listing import FoundImage, Listing
-from variegate.stages.dataset.meadow import MAX_SIZE_PX, MIN_SIZE_PX, Meadow, make_meadow, meadow_names, meadow_species
+from variegate.stages.dataset.meadow import (
+    HABITAT_PHRASES,
+    MAX_SIZE_PX,
+    MIN_SIZE_PX,
+    Meadow,
+    make_meadow,
+    meadow_names,
+    meadow_species,
+)
 from variegate.stages.dataset.meadow import describe as describe_species
 
 NAMES = ("digits", "meadow")
@@ -32,7 +40,7 @@ def read_builtin(name: str, dataset: DatasetSection, seed: int) -> Listing:
 
 
 def _meadow(dataset: DatasetSection, seed: int) -> Listing:
-    """Species from meadow.seed, training pictures by the recipe's seed; long tails and shots are left to the splits."""
+    """Species from meadow.seed, training images by the recipe's seed; long tails and shots are left to the splits."""
     size_px, options = dataset.size_px, dataset.meadow
     if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
         what = f"is drawn at {MIN_SIZE_PX} to {MAX_SIZE_PX} px, dataset.size_px is {size_px}"
@@ -57,7 +65,7 @@ def _meadow(dataset: DatasetSection, seed: int) -> Listing:
 
 
 def _num_training(dataset: DatasetSection) -> int:
-    """Enough pictures a species that `shots` are left once validation has had its share."""
+    """Enough images a species that `shots` are left once validation has had its share."""
     count, shots = dataset.meadow.n_per_species, dataset.shots or 0
     held_out = 0 if dataset.meadow.n_val else dataset.val_fraction
     while count - (max(1, round(held_out * count)) if held_out else 0) < shots:
@@ -76,7 +84,7 @@ class _Part:
     split: Split
 
 
-@lru_cache(maxsize=1)  # pictures are asked for split by split
+@lru_cache(maxsize=1)  # images are asked for split by split
 def _draw(part: _Part) -> Meadow:
     options, bias = part.options, part.options.habitat_bias
     return make_meadow(
@@ -90,7 +98,7 @@ def _meadow_png(part: _Part, index: int) -> bytes:
 
 def _meadow_notes(part: _Part, index: int) -> tuple[str, str]:
     meadow = _draw(part)
-    return meadow.habitats[index], meadow.captions[index]
+    return HABITAT_PHRASES[meadow.habitats[index]], meadow.captions[index]
 
 
 def _digits(size_px: int) -> Listing:

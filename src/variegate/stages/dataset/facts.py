@@ -18,7 +18,7 @@ from variegate.store import class_slug
 
 @dataclass(frozen=True, slots=True)
 class SplitImage:
-    """An image in use; `check` is empty for pictures this program draws itself, later."""
+    """An image in use; `check` is empty for images this program draws itself, later."""
 
     found: FoundImage
     label: int
@@ -48,7 +48,7 @@ class DatasetFacts:
         return sum(1 for image in self.images if image.split == "train")
 
     def num_uncaptioned(self) -> int:
-        """Training images without a caption; pictures drawn here always get one."""
+        """Training images without a caption; images drawn here always get one."""
         found = [image.found for image in self.images if image.split == "train"]
         return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
 
@@ -142,7 +142,7 @@ def _unreadable_problems(broken: Mapping[str, str], dataset: DatasetSection) -> 
     problems = [Problem(name, reason) for name, reason in sorted(broken.items())]
     remedy = "mend or remove them, or leave them out with --set dataset.skip_unreadable=true"
     if any("max_megapixels" in reason for reason in broken.values()):
-        remedy += f"; larger pictures with --set dataset.max_megapixels={2 * dataset.max_megapixels:g}"
+        remedy += f"; larger images with --set dataset.max_megapixels={2 * dataset.max_megapixels:g}"
     return shortened(problems, "unreadable files", remedy)
 
 
@@ -214,10 +214,10 @@ def _duplicate_warnings(duplicates: Sequence[Duplicate]) -> list[str]:
     warnings = []
     if across:
         warnings.append(
-            f"{len(across):,} images left out, because test or val has the same picture: {enumerated(across)}"
+            f"{len(across):,} images left out, because test or val has the same image: {enumerated(across)}"
         )
     if inside:
         warnings.append(f"{len(inside):,} images repeat another one of their split: {enumerated(inside)}")
     if against:
-        warnings.append(f"{len(against):,} pictures have two different labels: {enumerated(against)}")
+        warnings.append(f"{len(against):,} images have two different labels: {enumerated(against)}")
     return warnings

@@ -11,7 +11,7 @@ from variegate.errors import Problem
 from variegate.images import IMAGE_EXTENSIONS
 from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, enumerated, is_text, shortened
 
-_LITTER = ("__MACOSX",)  # zip files made on a Mac bring it along; it never holds a picture
+_LITTER = ("__MACOSX",)  # zip files made on a Mac bring it along; it never holds an image
 _LAYOUT = "make one folder per class, named after it, with its images inside"
 
 

@@ -17,6 +17,13 @@ from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, d
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LABEL_DTYPES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
 
 def read_hub(name: str, dataset: DatasetSection) -> Listing:
     """List a Hugging Face data set: `image_column` holds the images, `label_column` class names, numbers or texts.
@@ -95,13 +102,26 @@ def _check_columns(part: Dataset, dataset: DatasetSection, shown: str) -> None:
     for key, fitting in by_kind.items():
         column = getattr(dataset, key)
         if column not in part.features:
-            remedy = f"--set dataset.{key}={fitting[0]}" if fitting else did_you_mean(column, list(part.features))
+            remedy = f"--set dataset.{key}={fitting[0]}" if fitting else _column_remedy(key, column, part)
             problems.append(Problem(shown, f"has no column {column!r} (it has {columns})", remedy))
     image = part.features.get(dataset.image_column)
     if image is not None and not (isinstance(image, datasets.Image) or getattr(image, "dtype", "") == "binary"):
         problems.append(Problem(shown, f"column {dataset.image_column!r} holds no images (it has {columns})"))
     if problems:
         raise DataError(problems)
+
+
+def _column_remedy(key: str, column: str, part: Dataset) -> str:
+    """What to do where no column is of the kind that is looked for."""
+    texts = [name for name, feature in part.features.items() if getattr(feature, "dtype", "") in LABEL_DTYPES]
+    if key == "image_column":
+        return did_you_mean(
+            column, list(part.features), "--set dataset.image_column=NAME names the one that holds images"
+        )
+    if not texts:
+        return "no column can name classes: choose data with labels, or sort the images into class folders"
+    near = did_you_mean(column, texts, f"which of these names the class: {enumerated(texts)}?")
+    return f"{near} --set dataset.label_column=NAME"
 
 
 def _images(part: Dataset, dataset: DatasetSection, split_name: str, split: Split | None) -> list[FoundImage]:
@@ -120,7 +140,7 @@ def _images(part: Dataset, dataset: DatasetSection, split_name: str, split: Spli
 
 
 def _bytes(raw: Dataset, row: int, column: str) -> bytes:
-    """The file's bytes as they were stored; an absent picture gives none, which decoding reports."""
+    """The file's bytes as they were stored; an absent image gives none, which decoding reports."""
     value = raw[row][column]
     if value is None:
         return b""

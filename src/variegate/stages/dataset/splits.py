@@ -13,7 +13,7 @@ import numpy as np
 
 from variegate.records import Split, seed_from
 
-_PRIORITY: tuple[Split, ...] = ("test", "val", "train")  # whose copy of a picture stays
+_PRIORITY: tuple[Split, ...] = ("test", "val", "train")  # whose copy of an image stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """One picture that occurs more than once: same bytes."""
+    """One image that occurs more than once: same bytes."""
 
     kept: tuple[str, ...]  # names still in use
-    left_out: tuple[str, ...]  # names taken out of use, because the picture is in a split that comes first
+    left_out: tuple[str, ...]  # names taken out of use, because the image is in a split that comes first
     class_names: tuple[str, ...]  # sorted; more than one means that the labels contradict each other
 
 
 def drop_leaks(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate]]:
-    """Take a picture out of train if val or test has it, and out of val if test has it; report every copy."""
+    """Take an image out of train if val or test has it, and out of val if test has it; report every copy."""
     by_hash: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item.sha256:
@@ -64,7 +64,7 @@ def fill_splits(
     """Give every image a split: where no image has split test (then val), a share of the rest is held out.
 
     Each class gives `round(fraction * n)` images, at least one where it has two or more, never its last one. Copies
-    of a picture, and with `by_group` all images of a group, stay on one side. `test_fraction` counts the images of
+    of an image, and with `by_group` all images of a group, stay on one side. `test_fraction` counts the images of
     train and val together, `val_fraction` those left for training.
     """
     items = [replace(item, split=item.split or "train") for item in items]

@@ -1,6 +1,6 @@
 """The dataset stage: read the user's images, check every one, fix the splits, and freeze them in the run folder.
 
-`check` does all of the reading and none of the writing; `run` is `check` plus the writing.
+`check` does all of the reading and none of the writing; `run` takes what it found and writes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from variegate.progress import Reporter
 from variegate.recipe import Recipe
 from variegate.records import RealImage, content_id
 from variegate.stages.dataset.facts import DatasetFacts, SplitImage, gather_facts
+from variegate.stages.dataset.listing import Listing
 from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder
 
@@ -24,28 +25,24 @@ SPLITS_FILE = "dataset/splits.json"
 MAX_LISTED = 200  # duplicates and unreadable files in the summary; warnings give the numbers
 
 _remembered: dict[Any, DatasetFacts] = {}  # the last check, so that `run` does not decode everything again
+_listed: dict[Any, Listing] = {}  # the last check's hf: listing; another one may ask the hub and reads every label
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """The dataset section, the seed, and every image in use: changed bytes, labels, splits and notes are noticed."""
-    images = check(recipe).identity()
+    images = _facts(recipe, _listing(recipe)).identity()
     return {"dataset": recipe.dataset.model_dump(mode="json"), "seed": recipe.seed, "images": images}
 
 
 def check(recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
     """Read and validate the data without writing anything; raises DataError with every problem found."""
-    listing = read_source(recipe)
-    key = (str(Path.cwd()), recipe.dataset.model_dump_json(), recipe.seed, listing.fingerprint())
-    if key not in _remembered:
-        facts = gather_facts(listing, recipe, reporter)
-        _remembered.clear()
-        _remembered[key] = facts
-    return _remembered[key]
+    _listed.clear()
+    return _facts(recipe, _listing(recipe), reporter)
 
 
 def run(context: Context) -> dict[str, Any]:
     """Freeze classes, images and splits; drawn and downloaded images are written below dataset/ first."""
-    facts = check(context.recipe, context.reporter)
+    facts = _facts(context.recipe, _listing(context.recipe), context.reporter)
     images = _write_images(facts, context.folder, context.reporter)
     splits = _splits_json(facts, context.recipe.seed, images)
     context.folder.write(SPLITS_FILE, splits)
@@ -70,6 +67,29 @@ def run(context: Context) -> dict[str, Any]:
 def intact(context: Context) -> bool:
     """Whether the images that this stage wrote are still there."""
     return all(Path(image.path).is_file() for image in context.folder.real_images())
+
+
+def _listing(recipe: Recipe) -> Listing:
+    """The recipe's images as they are now; hf: data as the last `check` found them."""
+    if not recipe.dataset.path.startswith("hf:"):
+        return read_source(recipe)
+    key = _key(recipe)
+    if key not in _listed:
+        _listed[key] = read_source(recipe)
+    return _listed[key]
+
+
+def _facts(recipe: Recipe, listing: Listing, reporter: Reporter | None = None) -> DatasetFacts:
+    key = (_key(recipe), listing.fingerprint())
+    if key not in _remembered:
+        facts = gather_facts(listing, recipe, reporter)
+        _remembered.clear()
+        _remembered[key] = facts
+    return _remembered[key]
+
+
+def _key(recipe: Recipe) -> tuple[Any, ...]:
+    return str(Path.cwd()), recipe.dataset.model_dump_json(), recipe.seed
 
 
 def _write_images(facts: DatasetFacts, folder: RunFolder, reporter: Reporter) -> list[RealImage]:

@@ -22,7 +22,7 @@ OPTIONAL = ("split", "group", "caption", "mask")
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
-Row = tuple[str, Mapping[str, Any]]  # ("row 3", its values)
+Row = tuple[str, Mapping[str, Any]]  # ("birds.csv line 3", its values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ def read_table(path: Path, shown: str, *, split: Split | None = None, prefix: st
 
     `split` and `prefix` place the table of a split folder: its rows are of that split, its names start with `prefix`.
     """
-    table = _read(path)
+    table = _read(path, f"{prefix}{path.name}")
     if table.problems:
         return Listing(shown, problems=tuple(table.problems))
-    problems, warnings = _check_columns(table.names, shown)
+    problems, warnings = _check_columns(table.names, _where(path, shown, prefix))
     if problems:
         return Listing(shown, problems=tuple(problems))
     images: list[FoundImage] = []
@@ -59,7 +59,7 @@ def read_table(path: Path, shown: str, *, split: Split | None = None, prefix: st
     problems += shortened(wrong, "wrong rows", "correct the table")
     problems += shortened(missing, "missing files", f"file names are relative to {path.parent}")
     if not table.rows:
-        problems.append(Problem(shown, "has no rows", "one row per image: file_name,label"))
+        problems.append(Problem(_where(path, shown, prefix), "has no rows", "one row per image: file_name,label"))
     images.sort(key=lambda image: image.name)
     return Listing(shown, tuple(images), tuple(problems), tuple(warnings))
 
@@ -73,7 +73,7 @@ def find_metadata(root: Path) -> list[tuple[Path, Split | None, str]]:
     tables = []
     for folder, split, prefix in places:
         for name in METADATA_NAMES:
-            if (folder / name).is_file() and "label" in _read(folder / name).names:
+            if (folder / name).is_file() and "label" in _read(folder / name, name).names:
                 tables.append((folder / name, split, prefix))
                 break
         if tables and folder == root:
@@ -128,6 +128,11 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
+def _where(path: Path, shown: str, prefix: str) -> str:
+    """The table as a whole: DATA itself, or the table in the folder that DATA names."""
+    return shown if Path(shown).suffix.lower() in TABLE_EXTENSIONS else str(Path(shown, prefix, path.name))
+
+
 def _check_columns(names: list[str], shown: str) -> tuple[list[Problem], list[str]]:
     known = (*REQUIRED, *OPTIONAL)
     problems = []
@@ -151,17 +156,18 @@ def _check_columns(names: list[str], shown: str) -> tuple[list[Problem], list[st
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def _read(path: Path) -> _Columns:
+def _read(path: Path, name: str) -> _Columns:
+    """Rows and columns of a table; `name` and a line say where a row is."""
     readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
     try:
-        return readers.get(path.suffix.lower(), _read_csv)(path)
+        return readers.get(path.suffix.lower(), _read_csv)(path, name)
     except UnicodeDecodeError as exc:
         return _Columns([], [], [Problem(str(path), f"is not UTF-8 text ({exc.reason})", "save it as UTF-8")])
     except OSError as exc:
         return _Columns([], [], [Problem(str(path), f"cannot be read: {exc.strerror or exc}", "check the file")])
 
 
-def _read_csv(path: Path) -> _Columns:
+def _read_csv(path: Path, name: str) -> _Columns:
     text = path.read_text(encoding="utf-8-sig")
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
@@ -170,32 +176,32 @@ def _read_csv(path: Path) -> _Columns:
     problems: list[Problem] = []
     names: list[str] = []
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = [column.strip() for column in next(reader, [])]
         for cells in reader:
             if len(cells) == len(names):
-                rows.append((f"line {reader.line_num}", dict(zip(names, cells, strict=True))))
+                rows.append((f"{name} line {reader.line_num}", dict(zip(names, cells, strict=True))))
             elif any(cell.strip() for cell in cells):
                 text = f"has {len(cells)} fields, the header has {len(names)}"
-                problems.append(Problem(f"{path.name} line {reader.line_num}", text))
+                problems.append(Problem(f"{name} line {reader.line_num}", text))
     except csv.Error as exc:
-        problems.append(Problem(f"{path.name} line {reader.line_num}", f"is not valid CSV: {exc}"))
+        problems.append(Problem(f"{name} line {reader.line_num}", f"is not valid CSV: {exc}"))
     return _Columns(rows, names, shortened(problems, "such lines", "put texts that contain commas in double quotes"))
 
 
-def _read_jsonl(path: Path) -> _Columns:
+def _read_jsonl(path: Path, name: str) -> _Columns:
     rows: list[Row] = []
     problems: list[Problem] = []
     for number, line in _lines(path):
         try:
             values = json.loads(line)
         except json.JSONDecodeError as exc:
-            problems.append(Problem(f"{path.name} line {number}", f"is not valid JSON: {exc.msg}"))
+            problems.append(Problem(f"{name} line {number}", f"is not valid JSON: {exc.msg}"))
             continue
         if isinstance(values, dict):
-            rows.append((f"line {number}", values))
+            rows.append((f"{name} line {number}", values))
         else:
-            problems.append(Problem(f"{path.name} line {number}", f"is no JSON object but {type(values).__name__}"))
-    names = list(dict.fromkeys(name for _, values in rows for name in values))
+            problems.append(Problem(f"{name} line {number}", f"is no JSON object but {type(values).__name__}"))
+    names = list(dict.fromkeys(column for _, values in rows for column in values))
     remedy = 'one object a line: {"file_name": "a.jpg", "label": "cat"}'
     return _Columns(rows, names, shortened(problems, "such lines", remedy))
 
@@ -206,7 +212,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _read_parquet(path: Path) -> _Columns:
+def _read_parquet(path: Path, name: str) -> _Columns:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -215,8 +221,8 @@ def _read_parquet(path: Path) -> _Columns:
         if "image" in schema.names and "file_name" not in schema.names:
             remedy = f"give its folder as an HF dataset: hf:{path.parent}"
             return _Columns([], [], [Problem(str(path), "holds the images themselves, not file names", remedy)])
-        names = [name for name in schema.names if name in (*REQUIRED, *OPTIONAL)]
-        rows = pq.read_table(path, columns=names).to_pylist()
+        known = [column for column in schema.names if column in (*REQUIRED, *OPTIONAL)]
+        rows = pq.read_table(path, columns=known).to_pylist()
     except pa.ArrowInvalid as exc:
         return _Columns([], [], [Problem(str(path), f"is not a Parquet file: {exc}", "check the file")])
-    return _Columns([(f"row {index}", row) for index, row in enumerate(rows, start=1)], list(schema.names), [])
+    return _Columns([(f"{name} row {index}", row) for index, row in enumerate(rows, start=1)], list(schema.names), [])

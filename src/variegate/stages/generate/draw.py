@@ -18,9 +18,10 @@ import numpy as np
 
 from variegate.backends.base import BackendSpec
 from variegate.errors import TaskFailed
+from variegate.files import write_atomic
 from variegate.images import encode_image, load_square
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
-from variegate.store import synthetic_path, write_atomic
+from variegate.store import synthetic_path
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ class DrawSetup:
     fit: str
     max_megapixels: float
     image_format: str
+    relative_token_noise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class DrawWorker:
         return np.concatenate([first, second]), count + more
 
     def _draw_batch(self, rows: Sequence[PlanRow]) -> np.ndarray:
+        from variegate.backends.diffusion import TokenNoise
+
         sources = None if rows[0].source is None else self.latents.stack([row.source for row in rows])  # type: ignore[misc]
         return self.backend.draw(
             [row.prompt for row in rows],
@@ -108,6 +112,9 @@ class DrawWorker:
             steps=rows[0].steps,
             seeds=[row.seed for row in rows],
             negative=rows[0].negative,
+            token_noise=[
+                TokenNoise(row.target, row.token_std, row.token_seed, self.setup.relative_token_noise) for row in rows
+            ],
         )
 
     def _write(self, row: PlanRow, pixels: np.ndarray) -> None:

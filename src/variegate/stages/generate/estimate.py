@@ -14,7 +14,7 @@ from variegate.backends.devices import image_bytes
 from variegate.backends.folder import ModelFacts, read_model
 from variegate.images import encode_image
 from variegate.progress import clock
-from variegate.recipe import Recipe
+from variegate.recipe import AdaptSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.generate.plan import FROM_TEXT, Plan, PlanBackend, make_plan
 from variegate.stages.generate.pool import pool_of_names
@@ -22,6 +22,7 @@ from variegate.stages.generate.pool import pool_of_names
 BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured instead when timing is on
 PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded
 MEASURED_IMAGES = 8
+LEARNING_COST = 3.5  # U-Net evaluations that learning from an image costs: forward, backward, and the text encoder
 
 
 class DataFacts(Protocol):
@@ -57,9 +58,15 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         "memory_gb": round((PROGRAM_BYTES + model.weight_bytes + spec.batch * _per_image(spec, model)) / 1e9, 2),
     }
     bytes_per_image = BYTES_PER_PIXEL * spec.size_px**2
+    learned = images_learned(recipe.adapt, len(facts.classes))
+    if learned:
+        answer["images_learned_from"] = learned
     if measure and len(plan):
-        seconds, bytes_per_image = _measure(spec, plan, total / len(plan))
+        opening, per_evaluation, bytes_per_image = _measure(spec, plan)
+        seconds = opening + per_evaluation * total
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
+        if learned:
+            answer["adapt_time"] = clock(opening + per_evaluation * LEARNING_COST * learned)
     answer["disk_mb"] = round(len(plan) * (bytes_per_image + 500) / 1e6, 2)  # 500: the row in run.db and metadata.jsonl
     return answer
 
@@ -83,8 +90,17 @@ def _plan(
     return make_plan(classes, images, recipe.generate, pool_of_names(classes), backend, negative="", seed=recipe.seed)
 
 
-def _measure(spec: BackendSpec, plan: Plan, evaluations_per_image: float) -> tuple[float, float]:
-    """(seconds for the whole plan, bytes per image), from drawing a few images of the commonest kind."""
+def images_learned(section: AdaptSection, num_classes: int) -> int:
+    """Images that adapting goes through, each as often as it is seen."""
+    if section.method in {"none", "file"}:
+        return 0
+    courses = 1 if section.joint else num_classes
+    return courses * section.steps * section.batch * (2 if section.prior.images else 1)
+
+
+def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:
+    """(seconds to open the model, seconds a U-Net evaluation of one image, bytes an image), from drawing a few of the
+    commonest kind with the model as it is."""
     from variegate.backends.diffusion import DiffusionBackend
 
     count = min(MEASURED_IMAGES, spec.batch, len(plan))
@@ -111,4 +127,4 @@ def _measure(spec: BackendSpec, plan: Plan, evaluations_per_image: float) -> tup
         took = time.monotonic() - start
     per_evaluation = took / count / evaluations(spec, steps).total
     size = float(np.mean([len(encode_image(image)) for image in pixels]))
-    return opened + per_evaluation * evaluations_per_image * len(plan), size
+    return opened, per_evaluation, size

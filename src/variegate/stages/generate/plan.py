@@ -45,6 +45,8 @@ class Plan:
     strength: np.ndarray  # float64, (0, 1]
     steps: np.ndarray  # int32, executed
     seed: np.ndarray  # int64
+    token_std: np.ndarray  # float64, noise on the learned tokens; 0 = none
+    token_seed: np.ndarray  # int64, of that noise
     first: np.ndarray  # int64 [chunk]
     size: np.ndarray  # int64 [chunk]
     sources: tuple[str, ...]  # RealImage.id
@@ -83,7 +85,8 @@ def make_plan(
     prompt = _prompts(pool, source, target, by_label, dealer)
     order, first, size = _chunks(steps, source, target, backend.batch)
     seeds = _seeds(seed, classes, target, ordinal)
-    columns = [column[order] for column in (source, target, prompt, strength, steps, seeds)]
+    token_std, token_seed = _token_noise(section, classes, target, seeds, dealer)
+    columns = [c[order] for c in (source, target, prompt, strength, steps, seeds, token_std, token_seed)]
     ids = _ids(images, classes, pool.texts, columns, f"{backend.identity}|{negative}")
     names = tuple(image.id for image in images)
     return Plan(ids, *columns, first=first, size=size, sources=names, prompts=pool.texts, negative=negative)
@@ -208,6 +211,27 @@ def _chunks(
         edges.append(start + (end - start) * np.arange(parts) // parts)
     first = np.concatenate(edges)
     return order, first, np.diff(np.r_[first, len(order)])
+
+
+def _token_noise(
+    section: GenerateSection, classes: Sequence[ClassInfo], target: np.ndarray, seeds: np.ndarray, dealer: _Dealer
+) -> tuple[np.ndarray, np.ndarray]:
+    """(std, seed) of the noise on each row's learned tokens: a row's own noise, or one draw a class and std (DIAGen)."""
+    noise = section.token_noise
+    if not noise.std:
+        return np.zeros(len(target)), np.zeros(len(target), np.int64)
+    level = dealer.even("token-noise", [len(noise.std)] * len(dealer.counts))
+    std = np.array(noise.std)[level]
+    if noise.policy == "fresh":
+        return std, np.where(std > 0, seeds, 0)
+    fixed = np.array(
+        [
+            [seed_from(dealer.seed, "token-noise", info.name, place) for place in range(len(noise.std))]
+            for info in classes
+        ],
+        np.int64,
+    )
+    return std, np.where(std > 0, fixed[target, level], 0)
 
 
 def _seeds(seed: int, classes: Sequence[ClassInfo], target: np.ndarray, ordinal: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id
+from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
+from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id, with_adapter
 from variegate.backends.devices import resolve_device
 from variegate.backends.folder import find_model, model_fingerprint, read_model
 from variegate.errors import ModelError, Problem, RunFolderError
@@ -68,20 +69,26 @@ def prepare(context: Context) -> BackendSpec:
     images = sorted(folder.real_images("train"), key=lambda image: image.id)
     data = [(image.id, image.label, image.sha256) for image in images]
     fingerprint = model_fingerprint(model)
-    key = content_id(inputs(recipe), fingerprint, prompts, data, [info.name for info in folder.classes()])
+    parts = parts_used(recipe.generate.method)
+    adapter = adapter_hash(folder.path(ADAPTER)) if parts != "none" else ""
+    key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
     stored = folder.meta("backend")
     if stored and folder.meta("plan_key") == key:
         lost = lost_chunks(folder, IMAGE_FORMAT)
         with folder.transaction() as db:
             db.executemany("UPDATE chunks SET state = 'pending' WHERE chunk = ?", ((chunk,) for chunk in lost))
-        return _same_place(BackendSpec(**json.loads(stored)), str(model))
+        spec = _same_place(BackendSpec(**json.loads(stored)), str(model))
+        return with_adapter(spec, folder.path(ADAPTER), parts)
     if "done" in folder.chunk_states():
-        text = "holds images drawn from other data, prompts or model weights than there are now"
+        text = "holds images drawn from other data, prompts, model or adapter weights than there are now"
         raise RunFolderError(Problem(str(folder.root), text, "choose another --out folder"))
-    spec = resolve_backend(recipe.backend)
+    spec = with_adapter(resolve_backend(recipe.backend), folder.path(ADAPTER), parts)
     classes = folder.classes()
     backend = PlanBackend(
-        content_id(spec_id(spec), recipe.dataset.fit), spec.steps, read_model(model).levels, spec.batch
+        content_id(spec_id(spec), recipe.dataset.fit, recipe.generate.token_noise.relative),
+        spec.steps,
+        read_model(model).levels,
+        spec.batch,
     )
     pool = parse_pool(prompts, classes, images)
     plan = make_plan(
@@ -121,6 +128,7 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
         fit=recipe.dataset.fit,
         max_megapixels=recipe.dataset.max_megapixels,
         image_format=IMAGE_FORMAT,
+        relative_token_noise=recipe.generate.token_noise.relative,
     )
     workers = min(context.workers, len(pending))
     results = run_tasks(partial(DrawWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
@@ -169,5 +177,5 @@ def summarise(folder: RunFolder, spec: BackendSpec, drawn: int, seconds: float) 
         "unet_evaluations": evaluated,
         "chunks": done_by_now[1],
         "batch": spec.batch,
-        "backend": {key: value for key, value in spec.to_json().items() if key != "path"},
+        "backend": {key: value for key, value in spec.to_json().items() if key not in {"path", "adapter"}},
     }

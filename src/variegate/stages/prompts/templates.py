@@ -1,16 +1,13 @@
-"""Render prompt templates: texts x environments for every class, or for every image where the caption is asked for.
-
-Pure. Underscores of class names become spaces in prompts only. Names may hold braces: values are never parsed as templates.
-"""
+"""Render prompt templates: texts x environments for every class, or for every image where the caption is asked for. Pure."""
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from variegate.errors import Problem
 from variegate.records import ClassInfo, RealImage
+from variegate.templates import class_word, described, placeholders, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +21,16 @@ class PromptLine:
     prompt: str
 
 
-def placeholders(text: str) -> set[str]:
-    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
-
-
-def render(text: str, *, name: str, description: str = "", caption: str = "", environment: str = "") -> str:
-    """Fill one template.
-
-    >>> render("a photo of a {name}, {environment}", name="black_{grouse}", environment="in snow")
-    'a photo of a black {grouse}, in snow'
-    """
-    return text.format(name=name.replace("_", " "), description=description, caption=caption, environment=environment)
-
-
-def described(info: ClassInfo) -> str:
-    """What {description} says: the data's words for the class, or its name where the data has none."""
-    return info.description.strip() or info.name.replace("_", " ")
-
-
 def render_all(
-    texts: Sequence[str], environments: Sequence[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]
+    texts: Sequence[str],
+    environments: Sequence[str],
+    classes: Sequence[ClassInfo],
+    images: Sequence[RealImage],
+    words: Sequence[str] = (),
 ) -> list[PromptLine]:
     """Every prompt that can be needed, in order of class, image, text and environment.
+
+    `words` are what {name} says for each class; the class names where they are not given.
 
     `images` are the training images; they matter only where a text uses {caption}.
     """
@@ -56,17 +41,17 @@ def render_all(
     lines = []
     for info in classes:
         for image in by_label[info.label] if per_image else [None]:
-            lines += _lines(texts, environments, info, image)
+            lines += _lines(texts, environments, info, image, words[info.label] if words else class_word(info))
     return lines
 
 
 def _lines(
-    texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None
+    texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None, word: str
 ) -> list[PromptLine]:
     lines = []
-    values = {"name": info.name, "description": described(info), "caption": (image.caption or "") if image else ""}
+    values = {"name": word, "description": described(info), "caption": (image.caption or "") if image else ""}
     for number, text in enumerate(texts):
-        used = enumerate(environments) if "environment" in placeholders(text) else [(None, "")]
+        used = enumerate(environments or [""]) if "environment" in placeholders(text) else [(None, "")]
         for place, environment in used:
             prompt = render(text, environment=environment, **values)
             lines.append(PromptLine(info.label, image.id if image else None, number, place, prompt))

@@ -1,6 +1,6 @@
 """What the report shows, as frozen records: one `Summary`, of which HTML, Markdown and JSON are views.
 
-No disk, no HTML, no pictures: pictures are named by image id. Accuracies and fractions are in [0, 1]; None = not known.
+No disk, no HTML, no images: images are named by image id. Accuracies and fractions are in [0, 1]; None = not known.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """Drawn images beside real ones: the image they were made from, or examples of their class."""
+    """Drawn images beside real ones: the image they were made from, or examples of their class; none are drawn in some runs."""
 
     class_name: str
-    made_from: bool  # False: drawn from text, the real ones are examples
+    made_from: bool  # False: drawn from text or not at all, the real ones are examples
     real: tuple[str, ...]
     variants: tuple[Variant, ...]
     num_made: int  # all of this source or class, shown or not
@@ -137,7 +137,7 @@ class ClassCounts:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """One picture that the data has more than once."""
+    """One image that the data has more than once."""
 
     kept: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -163,6 +163,22 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapting:
+    """What the model was taught; `preview` names the grid in the run folder, classes across, rows of equal noise."""
+
+    method: str
+    line: str  # the stage's own
+    held_out: Points
+    loss: Points  # mean since the point before
+    agreement: float | None  # of the last previews with their class
+    judge_accuracy: float | None  # of the judge of that, on held-out real images
+    copies: int | None  # previews that are nearly training images
+    num_previews: int
+    preview: str | None
+    columns: tuple[tuple[str, str], ...]  # (class, prompt of the first row) of the grid
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything the page shows."""
 
@@ -185,6 +201,7 @@ class Summary:
     comparisons: tuple[Comparison, ...]
     confused: tuple[tuple[str, tuple[Confused, ...]], ...]  # (arm, its most frequent mistakes)
     curves: tuple[Curve, ...]
+    adapting: Adapting | None
     exhibits: tuple[Exhibit, ...]
     dropped: tuple[Dropped, ...]
     curation: str  # the curate stage's own line
@@ -206,8 +223,8 @@ class Summary:
         return sum(cost.seconds for cost in self.costs)
 
     @property
-    def picture_ids(self) -> tuple[str, ...]:
-        """Every picture the page needs, each once, in page order."""
+    def image_ids(self) -> tuple[str, ...]:
+        """Every image the page needs, each once, in page order."""
         real = [image for exhibit in self.exhibits for image in exhibit.real]
         drawn = [variant.id for holder in (*self.exhibits, *self.dropped) for variant in _variants(holder)]
         return tuple(dict.fromkeys([*real, *drawn]))

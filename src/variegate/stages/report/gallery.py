@@ -15,8 +15,8 @@ Describe = Callable[[SyntheticImage], Variant]
 NUM_EXHIBITS = 10
 NUM_VARIANTS = 6
 NUM_EXAMPLES = 4  # real images shown beside images drawn from text
-NUM_DROPPED = 7  # example pictures for each reason
-NUM_REASONS = 8  # reasons with example pictures; the others are counted only
+NUM_DROPPED = 7  # example images for each reason
+NUM_REASONS = 8  # reasons with example images; the others are counted only
 
 
 def spread(items: Sequence, most: int) -> list:
@@ -56,7 +56,7 @@ def variant(
 def exhibits(
     classes: Sequence[ClassInfo], real: Sequence[RealImage], synthetic: Sequence[SyntheticImage], describe: Describe
 ) -> tuple[Exhibit, ...]:
-    """About NUM_EXHIBITS sources over all classes; for images drawn from text, classes with real examples.
+    """About NUM_EXHIBITS sources over all classes; for images drawn from text, or none at all, classes with real examples.
 
     `real` are the training images in label order.
     """
@@ -115,8 +115,8 @@ def _by_class(
             class_name=classes[label].name,
             made_from=False,
             real=tuple(spread([image.id for image in real if image.label == label], NUM_EXAMPLES)),
-            variants=tuple(map(describe, spread(made[label], NUM_VARIANTS))),
-            num_made=len(made[label]),
+            variants=tuple(map(describe, spread(made.get(label, []), NUM_VARIANTS))),
+            num_made=len(made.get(label, [])),
         )
-        for label in spread(sorted(made), NUM_EXHIBITS)
+        for label in spread(sorted(made or {image.label for image in real}), NUM_EXHIBITS)
     )

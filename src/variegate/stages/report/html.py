@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from variegate.stages.report import plots, svg, words
-from variegate.stages.report.contents import Arm, Comparison, Curve, Interval, Summary
+from variegate.stages.report.contents import Adapting, Arm, Comparison, Curve, Interval, Summary
 from variegate.stages.report.results import mean_curve, shares
 from variegate.stages.report.scale import Scale, nice_scale
 
@@ -26,14 +26,14 @@ MAX_LISTED = 50  # duplicates and unreadable files written out
 NO_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\N{REPLACEMENT CHARACTER}")
 
 
-def render_html(summary: Summary, pictures: Mapping[str, str]) -> str:
-    """The whole page; `pictures` maps image ids to data URIs, an id without one gets an empty frame."""
+def render_html(summary: Summary, thumbnails: Mapping[str, str]) -> str:
+    """The whole page; `thumbnails` maps image ids to data URIs, an id without one gets an empty frame."""
     page = _environment(html=True).get_template("page.html.j2")
-    return page.render(s=summary, pictures=pictures, positions={arm.name: arm.position for arm in summary.arms})
+    return page.render(s=summary, thumbnails=thumbnails, positions={arm.name: arm.position for arm in summary.arms})
 
 
 def render_markdown(summary: Summary) -> str:
-    """The numbers without pictures, for a terminal or a pull request."""
+    """The numbers without images, for a terminal or a pull request."""
     text = _environment(html=False).get_template("report.md.j2").render(s=summary)
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -84,6 +84,17 @@ def learning(summary: Summary, column: str, label: str) -> Markup:
     write = (lambda value: words.percent(value, 0)) if column == "val_accuracy" else words.short
     means_last = sorted(lines, key=lambda line: line[1])
     return plots.curves(means_last, x, y, write=write, label=label)
+
+
+def losses(adapting: Adapting) -> Markup:
+    """Held-out loss (thick) and training loss (thin) of adapting over its steps."""
+    lines = [(position, thick, points) for position, thick, points in
+             ((0, False, adapting.loss), (0, True, adapting.held_out)) if points]  # fmt: skip
+    if not adapting.held_out:
+        return Markup("")
+    x = nice_scale([float(step) for _, _, points in lines for step, _ in points], include=(0.0,), most=6)
+    y = nice_scale([value for _, _, points in lines for _, value in points], most=5)
+    return plots.curves(lines, x, y, write=words.short, label="Held-out loss of adapting over its steps")
 
 
 def _points(curve: Curve, column: str) -> tuple[tuple[int, float], ...]:
@@ -143,6 +154,7 @@ def _environment(*, html: bool) -> Environment:
         "difference_rows": difference_rows,
         "change_scale": change_scale,
         "learning": learning,
+        "losses": losses,
         "NUM_ENDS": NUM_ENDS,
         "MAX_LISTED": MAX_LISTED,
     }

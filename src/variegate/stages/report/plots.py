@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from variegate.stages.report.contents import Points
 from variegate.stages.report.scale import Scale
-from variegate.stages.report.svg import SHAPES
+from variegate.stages.report.svg import look
 
 NUM_LEVELS = 20  # shades of a confusion matrix
 MAX_NUMBERED = 12  # classes: up to here percentages stand in the cells
@@ -36,7 +36,7 @@ def heatmap(shares: Sequence[Sequence[float]], names: Sequence[str], position: i
     box = f"{-left - text:.2f} {-2 * text:.2f} {size + left + 1.5 * text:.2f} {size + 2.5 * text:.2f}"
     frame = Markup('<rect class="frame" width="{s}" height="{s}"/>').format(s=size)
     head = '<svg class="heat arm-{}" viewBox="{}" font-size="{:.3f}" role="img" aria-label="{}">{}{}</svg>'
-    return Markup(head).format(position % len(SHAPES), box, text, label, frame, Markup("").join(marks))
+    return Markup(head).format(look(position), box, text, label, frame, Markup("").join(marks))
 
 
 def curves(
@@ -45,8 +45,7 @@ def curves(
     """Lines over training steps: (arm position, mean or single seed, points). Means are thick."""
     line = Markup('<polyline class="curve arm-{} {}" points="{}"/>')
     paths = [
-        line.format(position % len(SHAPES), "mean" if mean else "one", _path(points, x, y))
-        for position, mean, points in lines
+        line.format(look(position), "mean" if mean else "one", _path(points, x, y)) for position, mean, points in lines
     ]
     across = Markup('<line class="grid" x1="0" x2="1000" y1="{y}" y2="{y}"/>')
     grid = [across.format(y=round(1000 - 1000 * y.share(tick))) for tick in y.ticks]

@@ -1,4 +1,4 @@
-"""Write report.html, report.md and summary.json from a run folder; the pictures are the only other thing read.
+"""Write report.html, report.md and summary.json from a run folder; the images are the only other thing read.
 
 Never imports torch. Works on any run folder, finished or stopped half-way.
 """
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from variegate.errors import Problem, UserError
+from variegate.files import write_atomic
 from variegate.stages.report import html
 from variegate.stages.report.contents import Summary
-from variegate.stages.report.pictures import picture_files, thumbnails
 from variegate.stages.report.summary import summarize
+from variegate.stages.report.thumbnails import image_files, thumbnails
 from variegate.stages.report.words import file_size
-from variegate.store import RunFolder, explained, write_atomic
+from variegate.store import RunFolder, explained
 
 if TYPE_CHECKING:
     from variegate.pipeline import Context
     from variegate.recipe import Recipe
 
 NAME = "report"
+PREVIEW_EDGE_PX = 1200
 VIEWS = {".html": "report.html", ".md": "report.md", ".json": "summary.json"}
 
 
@@ -61,10 +63,17 @@ def write_report(folder: RunFolder, out: Path | None = None) -> Path:
 
 def _views(folder: RunFolder, summary: Summary) -> dict[str, Callable[[], str]]:
     return {
-        ".html": lambda: html.render_html(summary, thumbnails(picture_files(folder, summary))),
+        ".html": lambda: html.render_html(summary, _pictures(folder, summary)),
         ".md": lambda: html.render_markdown(summary),
         ".json": lambda: html.render_json(summary),
     }
+
+
+def _pictures(folder: RunFolder, summary: Summary) -> dict[str, str]:
+    """Thumbnails by image id, and the preview grid under its path."""
+    found = thumbnails(image_files(folder, summary))
+    preview = summary.adapting.preview if summary.adapting else None
+    return found | (thumbnails({preview: folder.path(preview)}, PREVIEW_EDGE_PX) if preview else {})
 
 
 def _bytes(text: str) -> bytes:

@@ -18,11 +18,11 @@ from variegate.recipe import Recipe
 from variegate.recipe_file import load_recipe
 from variegate.records import ClassInfo, RealImage, SyntheticImage
 from variegate.stages.report import gallery, results
-from variegate.stages.report.contents import ClassCounts, Duplicate, Missing, StageCost, Summary
+from variegate.stages.report.contents import Adapting, ClassCounts, Duplicate, Missing, StageCost, Summary
 from variegate.store import RunFolder
 
 Done = tuple[str, dict[str, Any], float]  # (key, summary, seconds) of a finished stage
-STAGES = ("dataset", "prompts", "generate", "curate", "train", "evaluate")  # the report's own time is no cost
+STAGES = ("dataset", "adapt", "prompts", "generate", "curate", "train", "evaluate")  # the report's own time is no cost
 
 
 def summarize(folder: RunFolder) -> Summary:
@@ -57,6 +57,7 @@ def summarize(folder: RunFolder) -> Summary:
         comparisons=results.comparisons(found),
         confused=tuple((arm.name, results.confused(arm, names)) for arm in arms if arm.confusion),
         curves=results.read_curves(folder.root, arms),
+        adapting=_adapting(said["adapt"]),
         exhibits=gallery.exhibits(classes, [image for image in real if image.split == "train"], synthetic, describe),
         dropped=gallery.dropped(synthetic, describe),
         curation=str(said["curate"].get("line", "")),
@@ -123,6 +124,25 @@ def _warnings(
             "Run the same command again to bring them up to date."
         )
     return tuple(dict.fromkeys(lines))
+
+
+def _adapting(said: Mapping[str, Any]) -> Adapting | None:
+    """What the adapt stage said; None where nothing was learned."""
+    if said.get("method", "none") == "none":
+        return None
+    scores, log = said.get("scores", {}), said.get("log", ())
+    return Adapting(
+        method=said["method"],
+        line=str(said["line"]),
+        held_out=tuple((line["step"], line["held_out_loss"]) for line in log if "held_out_loss" in line),
+        loss=tuple((line["step"], line["loss"]) for line in log if "loss" in line),
+        agreement=scores.get("preview_agreement"),
+        judge_accuracy=scores.get("judge_accuracy"),
+        copies=scores.get("preview_copies"),
+        num_previews=scores.get("preview_images", 0),
+        preview=said.get("preview"),
+        columns=tuple((name, prompt) for name, prompt in said.get("preview_columns", ())),
+    )
 
 
 def _duplicate(entry: Mapping[str, Any]) -> Duplicate:

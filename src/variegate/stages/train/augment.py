@@ -1,4 +1,4 @@
-"""Change a batch of pictures at random, as tensors: warps and colours, torchvision's policies, MixUp and CutMix.
+"""Change a batch of images at random, as tensors: warps and colours, torchvision's policies, MixUp and CutMix.
 
 `classic` draws from the generator it is given. torchvision's transforms only know torch's global generator, so they
 run inside `own_randomness`, which seeds it and puts it back. MixUp and CutMix are torchvision's: they keep soft labels.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # pictures float [B, 3, S, S] in [0, 1], targets float [B, C]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images float [B, 3, S, S] in [0, 1], targets float [B, C]
 
 MAX_TURN = math.radians(15)
 MAX_ZOOM = 1.2  # scales from 1 / 1.2 to 1.2, evenly in the logarithm
@@ -44,8 +44,8 @@ def make_augment(name: str) -> Callable[[torch.Tensor, torch.Generator], torch.T
     transform = v2.Compose([v2.RandomHorizontalFlip(), policy(interpolation=v2.InterpolationMode.BILINEAR)])
 
     def each(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        # One picture at a time: given a batch, these transforms would draw one operation for all of it.
-        changed = [transform(picture) for picture in pixels.permute(0, 3, 1, 2)]
+        # One image at a time: given a batch, these transforms would draw one operation for all of it.
+        changed = [transform(image) for image in pixels.permute(0, 3, 1, 2)]
         return torch.stack(changed).to(torch.float32, memory_format=torch.channels_last).div_(255.0)
 
     return each
@@ -54,13 +54,13 @@ def make_augment(name: str) -> Callable[[torch.Tensor, torch.Generator], torch.T
 def make_mix(name: str) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
     """The batch mixing a recipe names; rows of targets keep their mass."""
     if name == "none":
-        return lambda pictures, targets: (pictures, targets)
+        return lambda images, targets: (images, targets)
     from torchvision.transforms import v2
 
     mixes = {"mixup": v2.MixUp(alpha=MIXUP_ALPHA), "cutmix": v2.CutMix(alpha=CUTMIX_ALPHA)}
     chosen = [mixes[part] for part in name.split("+")]
     mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
-    return lambda pictures, targets: tuple(mix(pictures, targets))
+    return lambda images, targets: tuple(mix(images, targets))
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
@@ -68,12 +68,12 @@ def to_unit(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
 
 
-def classic(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Flip, turn, zoom, shift and recolour every picture on its own; float [B, 3, S, S] in [0, 1] in and out."""
-    count = len(pictures)
+def classic(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Flip, turn, zoom, shift and recolour every image on its own; float [B, 3, S, S] in [0, 1] in and out."""
+    count = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        return (torch.rand(count, generator=generator) * (high - low) + low).to(pictures.device)
+        return (torch.rand(count, generator=generator) * (high - low) + low).to(images.device)
 
     flip = torch.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
     turn, zoom = uniform(-MAX_TURN, MAX_TURN), torch.exp(uniform(-math.log(MAX_ZOOM), math.log(MAX_ZOOM)))
@@ -81,8 +81,8 @@ def classic(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     cos, sin = torch.cos(turn) / zoom, torch.sin(turn) / zoom
     # Rows of the map from output to input coordinates, both in [-1, 1]; the flip acts on the input.
     rows = [torch.stack([cos * flip, -sin * flip, shift_x], 1), torch.stack([sin, cos, shift_y], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
-    warped = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    warped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return _recolour(
         warped,
         brightness=uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS),
@@ -92,11 +92,11 @@ def classic(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _recolour(
-    pictures: torch.Tensor, *, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor
+    images: torch.Tensor, *, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor
 ) -> torch.Tensor:
     brightness, contrast, saturation = (value.view(-1, 1, 1, 1) for value in (brightness, contrast, saturation))
-    luma = pictures.new_tensor(LUMA).view(1, 3, 1, 1)
-    grey = (pictures * luma).sum(dim=1, keepdim=True)
-    coloured = grey + saturation * (pictures - grey)
+    luma = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    grey = (images * luma).sum(dim=1, keepdim=True)
+    coloured = grey + saturation * (images - grey)
     middle = grey.mean(dim=(2, 3), keepdim=True)
     return (middle + contrast * (coloured - middle) + brightness).clamp_(0.0, 1.0)

@@ -1,6 +1,6 @@
 """Train one classifier: a plain deterministic loop that can be killed anywhere and goes on with the same bytes.
 
-`fit` is given real training, synthetic and validation pictures; there is no field for test pictures. Every step draws
+`fit` is given real training, synthetic and validation images; there is no field for test images. Every step draws
 its randomness from (task seed, step), so nothing but weights, optimiser and log has to be kept to resume.
 """
 
@@ -33,8 +33,8 @@ State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures with their label rows; `pixels` may be memory-mapped."""
+class LabelledImages:
+    """Images with their label rows; `pixels` may be memory-mapped."""
 
     pixels: np.ndarray  # uint8 [N, S, S, 3]
     targets: np.ndarray  # float32 [N, C]
@@ -44,9 +44,9 @@ class Pictures:
 class FitData:
     """All that training may see."""
 
-    real: Pictures
-    synthetic: Pictures
-    val: Pictures  # may be empty; targets one-hot
+    real: LabelledImages
+    synthetic: LabelledImages
+    val: LabelledImages  # may be empty; targets one-hot
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Compute:
     """Where and how it is computed."""
 
     device: torch.device
@@ -96,10 +96,10 @@ class Fitted:
     log: list[dict[str, Any]]
 
 
-def choose_machine(device: str) -> Machine:
+def choose_compute(device: str) -> Compute:
     """bf16 products where the processor has them; raises ModelError for a device that is absent."""
     name = resolve_device(device)
-    return Machine(torch.device(name), autocast=resolve_dtype("auto", name, this_machine()) == "bf16")
+    return Compute(torch.device(name), autocast=resolve_dtype("auto", name, this_machine()) == "bf16")
 
 
 def make_optimizer(
@@ -156,22 +156,22 @@ def fit(
     data: FitData,
     slots: Slots,
     settings: Settings,
-    machine: Machine,
+    compute: Compute,
     *,
     resume: Progress | None = None,
     save: Callable[[Progress], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     save_every_s: float = CHECKPOINT_EVERY_S,
 ) -> Fitted:
-    """Train for len(slots.index) steps of slots.index.shape[1] pictures; `classifier` is changed in place.
+    """Train for len(slots.index) steps of slots.index.shape[1] images; `classifier` is changed in place.
 
     `resume` is what `save` was given in an earlier, interrupted call with equal arguments; the outcome is the same.
     """
-    loop = _Loop(classifier, data, slots, settings, machine)
+    loop = _Loop(classifier, data, slots, settings, compute)
     progress = loop.restore(resume) if resume else Progress()
     checks = set(evaluation_steps(loop.num_steps, settings.evaluations))
     next_save = time.monotonic() + save_every_s
-    with _settled(machine):
+    with _settled(compute):
         while progress.step < loop.num_steps:
             progress.loss_sum += loop.step(progress.step)
             progress.step += 1
@@ -188,15 +188,15 @@ def fit(
     return Fitted(last, progress.best or last, progress.best_step or loop.num_steps, progress.log)
 
 
-def predict(classifier: Classifier, pixels: np.ndarray, machine: Machine) -> np.ndarray:
+def predict(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.ndarray:
     """Class probabilities in inference mode; float32 [N, C]."""
-    net, was_training = classifier.net.to(machine.device), classifier.net.training
+    net, was_training = classifier.net.to(compute.device), classifier.net.training
     net.eval()
     found = [np.empty((0, _num_classes(classifier)), np.float32)]
-    with torch.inference_mode(), _settled(machine):
+    with torch.inference_mode(), _settled(compute):
         for start in range(0, len(pixels), PREDICT_BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PREDICT_BATCH])).to(machine.device)
-            with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.autocast):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PREDICT_BATCH])).to(compute.device)
+            with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.autocast):
                 logits = net(_scaled(to_unit(batch), classifier))
             found.append(logits.float().softmax(dim=1).cpu().numpy())
     net.train(was_training)
@@ -207,12 +207,12 @@ class _Loop:
     """The moving parts of one training run."""
 
     def __init__(
-        self, classifier: Classifier, data: FitData, slots: Slots, settings: Settings, machine: Machine
+        self, classifier: Classifier, data: FitData, slots: Slots, settings: Settings, compute: Compute
     ) -> None:
-        self.classifier, self.data, self.slots, self.settings, self.machine = classifier, data, slots, settings, machine
+        self.classifier, self.data, self.slots, self.settings, self.compute = classifier, data, slots, settings, compute
         self.num_steps = len(slots.index)
         self.augment, self.mix = make_augment(settings.augment), make_mix(settings.mix)
-        classifier.net.to(machine.device)
+        classifier.net.to(compute.device)
         self.set_mode()
         self.learned = [p for p in classifier.net.parameters() if p.requires_grad]
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -229,12 +229,12 @@ class _Loop:
 
     def step(self, step: int) -> float:
         seed = seed_from(self.settings.seed, "step", step)
-        with own_randomness(seed, self.machine.device):
+        with own_randomness(seed, self.compute.device):
             pixels, targets = self.batch(step)
-            pictures = self.augment(pixels, torch.Generator().manual_seed(seed))
-            pictures, targets = self.mix(_scaled(pictures, self.classifier), targets)
-            with torch.autocast(self.machine.device.type, torch.bfloat16, enabled=self.machine.autocast):
-                logits = self.classifier.net(pictures)
+            images = self.augment(pixels, torch.Generator().manual_seed(seed))
+            images, targets = self.mix(_scaled(images, self.classifier), targets)
+            with torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast):
+                logits = self.classifier.net(images)
             loss = F.cross_entropy(logits.float(), targets)
         share = learning_rate(step, steps=self.num_steps, warmup_fraction=self.settings.warmup_fraction)
         for group in self.optimizer.param_groups:
@@ -256,14 +256,14 @@ class _Loop:
         for chosen, kind in ((~is_synthetic, real), (is_synthetic, synthetic)):
             if chosen.any():
                 pixels[chosen], targets[chosen] = kind.pixels[index[chosen]], kind.targets[index[chosen]]
-        return torch.from_numpy(pixels).to(self.machine.device), torch.from_numpy(targets).to(self.machine.device)
+        return torch.from_numpy(pixels).to(self.compute.device), torch.from_numpy(targets).to(self.compute.device)
 
     def validate(self, progress: Progress, since: int) -> None:
         """Read validation and keep a copy of the weights when none were better; of equals the later, longer trained."""
         row: dict[str, Any] = {"step": progress.step, "loss": round(progress.loss_sum / (progress.step - since), 6)}
         progress.loss_sum = 0.0
         if len(self.data.val.pixels):
-            found = predict(self.classifier, self.data.val.pixels, self.machine).argmax(axis=1)
+            found = predict(self.classifier, self.data.val.pixels, self.compute).argmax(axis=1)
             self.set_mode()
             accuracy = float(np.mean(found == self.data.val.targets.argmax(axis=1)))
             row["val_accuracy"] = round(accuracy, 6)
@@ -298,10 +298,10 @@ class _Loop:
         return progress
 
 
-def _scaled(pictures: torch.Tensor, classifier: Classifier) -> torch.Tensor:
-    mean = pictures.new_tensor(classifier.mean).view(1, 3, 1, 1)
-    std = pictures.new_tensor(classifier.std).view(1, 3, 1, 1)
-    return (pictures - mean) / std
+def _scaled(images: torch.Tensor, classifier: Classifier) -> torch.Tensor:
+    mean = images.new_tensor(classifier.mean).view(1, 3, 1, 1)
+    std = images.new_tensor(classifier.std).view(1, 3, 1, 1)
+    return (images - mean) / std
 
 
 def _copy(state: State) -> State:
@@ -314,7 +314,7 @@ def _num_classes(classifier: Classifier) -> int:
 
 
 @contextmanager
-def _settled(machine: Machine) -> Iterator[None]:
+def _settled(compute: Compute) -> Iterator[None]:
     """Repeatable kernels, and as many threads as this process may use."""
     threads = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""Labels as probability rows: one-hot for real pictures, Diff-Mix's soft labels for synthetic ones, smoothing.
+"""Labels as probability rows: one-hot for real images, Diff-Mix's soft labels for synthetic ones, smoothing.
 
 Pure. A row sums to kappa (1 unless the recipe says otherwise): smoothing moves mass between classes and adds none,
 unlike Diff-Mix's released loss, whose rows summed to 0.81 + 0.1 C / (C - 1).
@@ -19,7 +19,7 @@ def one_hot(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def soft_targets(images: Sequence[SyntheticImage], num_classes: int, *, gamma: float, kappa: float) -> np.ndarray:
-    """The label rows of synthetic pictures; float32 [N, num_classes], each summing to `kappa`."""
+    """The label rows of synthetic images; float32 [N, num_classes], each summing to `kappa`."""
     rows = np.zeros((len(images), num_classes), np.float32)
     for row, image in zip(rows, images, strict=True):
         for label, weight in soft_label(image.source_label, image.target, image.strength, gamma=gamma, kappa=kappa):

@@ -1,9 +1,9 @@
-"""Which picture fills which place of a training batch: real or synthetic, and which one, for every step in advance.
+"""Which image fills which place of a training batch: real or synthetic, and which one, for every step in advance.
 
-replace: by a picture made from the same real one (DA-Fusion, arXiv 2302.07944; weighted as in DIAGen).
-pool: by any synthetic picture (Diff-Mix, arXiv 2403.19600). concat: every real and synthetic picture in turn.
-Pure: arrays and generators in, arrays out. The order of the real pictures has its own generator, so that arms which
-share it see the same real pictures in the same order.
+replace: by an image made from the same real one (DA-Fusion, arXiv 2302.07944; weighted as in DIAGen).
+pool: by any synthetic image (Diff-Mix, arXiv 2403.19600). concat: every real and synthetic image in turn.
+Pure: arrays and generators in, arrays out. The order of the real images has its own generator, so that arms which
+share it see the same real images in the same order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Slots:
     """What fills the places of a run of batches."""
 
     is_synthetic: np.ndarray  # bool [...]
-    index: np.ndarray  # int64 [...], into the real or into the synthetic pictures
+    index: np.ndarray  # int64 [...], into the real or into the synthetic images
 
     def shaped(self, *shape: int) -> Slots:
         return Slots(self.is_synthetic.reshape(shape), self.index.reshape(shape))
@@ -32,14 +32,14 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The synthetic pictures to choose from."""
+    """The synthetic images to choose from."""
 
     weights: np.ndarray  # float64 [M] >= 0; 0 = never used
-    parents: np.ndarray  # int64 [M], index of the real picture each was made from, -1 = none
+    parents: np.ndarray  # int64 [M], index of the real image each was made from, -1 = none
 
 
 def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np.ndarray:
-    """Where each synthetic picture's source stands among the real ones; int64 [M], -1 where it has none there.
+    """Where each synthetic image's source stands among the real ones; int64 [M], -1 where it has none there.
 
     >>> parent_indices(["b", None], ["a", "b"]).tolist()
     [1, -1]
@@ -49,7 +49,7 @@ def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np
 
 
 def num_steps(*, steps: int | None, epochs: int | None, num_real: int, batch: int) -> int:
-    """Optimiser steps, the same for every arm: epochs count passes over the real pictures only.
+    """Optimiser steps, the same for every arm: epochs count passes over the real images only.
 
     >>> num_steps(steps=None, epochs=60, num_real=50, batch=48)
     63
@@ -61,21 +61,21 @@ def num_steps(*, steps: int | None, epochs: int | None, num_real: int, batch: in
 
 
 def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` indices in passes over the real pictures, each pass in a new order; int64 [count]."""
+    """`count` indices in passes over the real images, each pass in a new order; int64 [count]."""
     passes = math.ceil(count / num_real) if num_real else 0
     order = [rng.permutation(num_real) for _ in range(passes)]
     return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
 
 
 def real_only(order: np.ndarray) -> Slots:
-    """Every place holds the next real picture."""
+    """Every place holds the next real image."""
     return Slots(np.zeros(len(order), bool), order)
 
 
 def chances(fraction: float, schedule: Schedule, steps: int, batch: int) -> np.ndarray:
-    """The chance of a synthetic picture at every place of every batch; float64 [steps * batch].
+    """The chance of a synthetic image at every place of every batch; float64 [steps * batch].
 
-    falling: from `fraction` evenly to 0, so that the last steps see real pictures only and wrong labels are unlearnt.
+    falling: from `fraction` evenly to 0, so that the last steps see real images only and wrong labels are unlearnt.
 
     >>> chances(0.6, "falling", 3, 1).tolist(), chances(0.6, "constant", 1, 2).tolist()
     ([0.6, 0.3, 0.0], [0.6, 0.6])
@@ -93,13 +93,13 @@ def mix(
     num_real: int,
     rng: np.random.Generator,
 ) -> Slots:
-    """Put synthetic pictures into a stream of real ones; `order` is real_order's, and the result is as long.
+    """Put synthetic images into a stream of real ones; `order` is real_order's, and the result is as long.
 
     `fraction`: one chance for all places, or one for each (see `chances`). Raises ValueError where the policy has
-    nothing to choose from, rather than training on real pictures alone.
+    nothing to choose from, rather than training on real images alone.
     """
     if not np.any(pool.weights > 0):
-        raise ValueError("there is no synthetic picture with a weight above 0")
+        raise ValueError("there is no synthetic image with a weight above 0")
     if policy == "replace":
         return _replace(order, pool, fraction, rng)
     if policy == "pool":
@@ -110,9 +110,9 @@ def mix(
 
 
 def synthetic_only(count: int, pool: Pool, rng: np.random.Generator) -> Slots:
-    """Passes over the synthetic pictures; a pass holds each with probability weight / largest weight."""
+    """Passes over the synthetic images; a pass holds each with probability weight / largest weight."""
     if not np.any(pool.weights > 0):
-        raise ValueError("there is no synthetic picture with a weight above 0")
+        raise ValueError("there is no synthetic image with a weight above 0")
     share = pool.weights / pool.weights.max()
     taken: list[np.ndarray] = []
     while sum(map(len, taken)) < count:
@@ -123,7 +123,7 @@ def synthetic_only(count: int, pool: Pool, rng: np.random.Generator) -> Slots:
 def _replace(order: np.ndarray, pool: Pool, fraction: float | np.ndarray, rng: np.random.Generator) -> Slots:
     usable = np.flatnonzero((pool.parents >= 0) & (pool.weights > 0))
     if not len(usable):
-        raise ValueError("no synthetic picture was made from one of the real training pictures")
+        raise ValueError("no synthetic image was made from one of the real training images")
     usable = usable[np.argsort(pool.parents[usable], kind="stable")]
     parents, ends = pool.parents[usable], np.cumsum(pool.weights[usable])
     chance, place = rng.random(len(order)), rng.random(len(order))
@@ -137,9 +137,9 @@ def _replace(order: np.ndarray, pool: Pool, fraction: float | np.ndarray, rng: n
 
 
 def one_pass(num_real: int, pool: Pool, rng: np.random.Generator) -> Slots:
-    """One shuffled pass over both: every real picture once, a synthetic one with probability its weight (at most 1)."""
+    """One shuffled pass over both: every real image once, a synthetic one with probability its weight (at most 1)."""
     if not np.any(pool.weights > 0):
-        raise ValueError("there is no synthetic picture with a weight above 0")
+        raise ValueError("there is no synthetic image with a weight above 0")
     chosen = rng.permutation(np.flatnonzero(rng.random(len(pool.weights)) < pool.weights))
     is_synthetic = rng.permutation(np.arange(num_real + len(chosen)) >= num_real)
     index = np.empty(len(is_synthetic), np.int64)
@@ -148,7 +148,7 @@ def one_pass(num_real: int, pool: Pool, rng: np.random.Generator) -> Slots:
 
 
 def _concat(order: np.ndarray, pool: Pool, num_real: int, rng: np.random.Generator) -> Slots:
-    """Passes of `one_pass`, their real pictures in the given order."""
+    """Passes of `one_pass`, their real images in the given order."""
     passes: list[Slots] = []
     while sum(len(one.index) for one in passes) < len(order):
         passes.append(one_pass(num_real, pool, rng))

@@ -1,8 +1,8 @@
 """Classifiers by name: our own resnet-small, any timm model, weights from timm or from a safetensors file.
 
 resnet-small is a CIFAR-style ResNet (arXiv 1512.03385, section 4.2): a 3x3 stem without pooling, so that small
-pictures keep their detail. timm's ResNets keep their own stem at every size: at 64 px (builtin:meadow, 10 species, 5
-pictures each, 300 steps, 2 seeds) resnet18 reached 69.0 % and resnet-small 69.1 %, in half the time.
+images keep their detail. timm's ResNets keep their own stem at every size: at 64 px (builtin:meadow, 10 species, 5
+images each, 300 steps, 2 seeds) resnet18 reached 69.0 % and resnet-small 69.1 %, in half the time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Classifier:
 
 
 class ResNetSmall(nn.Module):
-    """One residual block a stage, widths 32 to 256, 1.2 M parameters; made for pictures of 32 to 96 px.
+    """One residual block a stage, widths 32 to 256, 1.2 M parameters; made for images of 32 to 96 px.
 
-    The stem halves pictures of more than 40 px, which makes 64 px as cheap as 32 px; larger ones are better served
+    The stem halves images of more than 40 px, which makes 64 px as cheap as 32 px; larger ones are better served
     by a timm model.
     """
 
@@ -135,7 +135,7 @@ def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> C
         net = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=3, **options)
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as exc:
         if not pretrained:
-            text = f"{name} cannot be built for pictures of {size_px} px: {exc}"
+            text = f"{name} cannot be built for images of {size_px} px: {exc}"
             raise ModelError(Problem("train.model", text, "choose another model or dataset.size_px")) from exc
         text = f"the weights of {name} could not be fetched: {_first_line(exc)}"
         remedy = "go online once, set train.pretrained to a safetensors file, or to false"

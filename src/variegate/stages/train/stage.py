@@ -1,6 +1,6 @@
-"""Train one classifier for every arm and seed; arms of a seed share first weights, order of real pictures and steps.
+"""Train one classifier for every arm and seed; arms of a seed share first weights, order of real images and steps.
 
-Finished tasks are kept and an interrupted one goes on where its last checkpoint was. Test pictures are read once, after
+Finished tasks are kept and an interrupted one goes on where its last checkpoint was. Test images are read once, after
 the last step, and nothing is chosen by them.
 """
 
@@ -20,11 +20,13 @@ import numpy as np
 
 from variegate import __version__
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
+from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
 from variegate.records import RealImage, SyntheticImage, content_id, seed_from
 from variegate.stages.train import labels, mixing
+from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
     checkpoint_bytes,
@@ -35,19 +37,18 @@ from variegate.stages.train.files import (
     read_log,
 )
 from variegate.stages.train.fit import (
+    Compute,
     FitData,
     Fitted,
-    Machine,
-    Pictures,
+    LabelledImages,
     Settings,
-    choose_machine,
+    choose_compute,
     fit,
     peak_rate,
     predict,
 )
 from variegate.stages.train.models import Classifier, build_model, check_model_name
-from variegate.stages.train.pictures import PictureFile, load_pictures
-from variegate.store import RunFolder, file_sha256
+from variegate.store import RunFolder
 
 NAME = "train"
 FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
@@ -78,7 +79,7 @@ class Workshop:
     synthetic: list[SyntheticImage]
     data: FitData
     test_pixels: np.ndarray
-    machine: Machine
+    compute: Compute
     steps: int
     weights_sha256: str  # of train.pretrained's file
 
@@ -136,9 +137,11 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
     hard = labels.one_hot([image.label for image in train], len(names))
     data = FitData(
-        real=Pictures(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
-        synthetic=Pictures(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
-        val=Pictures(_real_pixels(recipe, folder, val), labels.one_hot([image.label for image in val], len(names))),
+        real=LabelledImages(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
+        synthetic=LabelledImages(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
+        val=LabelledImages(
+            _real_pixels(recipe, folder, val), labels.one_hot([image.label for image in val], len(names))
+        ),
     )
     section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
@@ -150,7 +153,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         synthetic=synthetic,
         data=data,
         test_pixels=_real_pixels(recipe, folder, test),
-        machine=choose_machine(recipe.backend.device),
+        compute=choose_compute(recipe.backend.device),
         steps=steps,
         weights_sha256=_weights_sha256(section),
     )
@@ -179,17 +182,17 @@ def _problems(
 
 
 def _real_pixels(recipe: Recipe, folder: RunFolder, images: list[RealImage]) -> np.ndarray:
-    files = [PictureFile(Path(image.path), image.sha256 or image.id) for image in images]
+    files = [ImageFile(Path(image.path), image.sha256 or image.id) for image in images]
     return _pixels(recipe, folder, files)
 
 
 def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
-    return _pixels(recipe, folder, [PictureFile(folder.path(image.path), image.id) for image in images])
+    return _pixels(recipe, folder, [ImageFile(folder.path(image.path), image.id) for image in images])
 
 
-def _pixels(recipe: Recipe, folder: RunFolder, files: list[PictureFile]) -> np.ndarray:
+def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.ndarray:
     section = recipe.dataset
-    return load_pictures(files, section.size_px, section.fit, section.max_megapixels, cache=folder.path("cache"))
+    return load_images(files, section.size_px, section.fit, section.max_megapixels, cache=folder.path("cache"))
 
 
 def _task(arm: str, seed: int, workshop: Workshop) -> Task:
@@ -254,7 +257,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         workshop.data,
         slots_of(task.arm, task.seed, workshop),
         _settings(workshop.recipe, task.seed),
-        workshop.machine,
+        workshop.compute,
         resume=resume,
         save=lambda progress: folder.write(f"{task.folder}/{CHECKPOINT}", checkpoint_bytes(progress, task.key)),
         on_step=lambda step: bar.advance(1),
@@ -265,7 +268,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
 
 
 def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
-    """Every place of every batch. The order of real pictures hangs on the seed alone: arms are paired."""
+    """Every place of every batch. The order of real images hangs on the seed alone: arms are paired."""
     section, base = workshop.recipe.train, workshop.recipe.seed
     count = workshop.steps * section.batch
     order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
@@ -303,7 +306,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
     for weights, state in (("selected", fitted.selected), ("last", fitted.last)):
         classifier.net.load_state_dict(state, strict=True)
         for split, images in workshop.held_out.items():
-            found = predict(classifier, pixels[split], workshop.machine)
+            found = predict(classifier, pixels[split], workshop.compute)
             predictions.append(Prediction([i.id for i in images], split, weights, [i.label for i in images], found))
     about = {
         "model": recipe.train.model,

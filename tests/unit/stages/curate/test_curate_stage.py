@@ -45,7 +45,7 @@ def test_curating_again_replaces_its_own_decisions_and_no_human_ones(coloured_ru
 
 
 def test_the_drawing_models_features_are_scored_and_their_judge_described(coloured_run, drawing_model: Path) -> None:
-    """A random network's features on 15 pictures: whether they convince is chance, what follows from it is not."""
+    """A random network's features on 15 images: whether they convince is chance, what follows from it is not."""
     steps = [BLANK, agreement(policy="weight", drop_below=0.05)]
     context = coloured_run(curate=steps, backend={"model": str(drawing_model), "guidance_scale": 1.0})
     summary = stage.run(context)

@@ -1,17 +1,18 @@
-"""Blank pictures are found and nothing else is; the judge knows what it knows."""
+"""Blank images are found and nothing else is; the judge knows what it knows."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from variegate.stages.curate.scores import BLANK_BELOW, Judge, blank_scores, class_agreement, train_judge
+from variegate.judge import Judge, class_agreement, train_judge
+from variegate.stages.curate.scores import BLANK_BELOW, blank_scores
 
 EDGE = 64
 ROWS, COLUMNS = np.mgrid[0:EDGE, 0:EDGE] / EDGE
 
 
-def picture(kind: str) -> np.ndarray:
+def image(kind: str) -> np.ndarray:
     """float [64, 64, 3] in levels."""
     rng = np.random.default_rng(0)
     grey = np.full((EDGE, EDGE, 3), 128.0)
@@ -39,22 +40,22 @@ def picture(kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["black", "white", "one colour", "flat with JPEG noise", "black with a dead pixel"])
 def test_nothing_to_see_is_blank(kind: str) -> None:
-    assert blank_scores(picture(kind)[None].clip(0, 255).astype(np.uint8))[0] < BLANK_BELOW
+    assert blank_scores(image(kind)[None].clip(0, 255).astype(np.uint8))[0] < BLANK_BELOW
 
 
 @pytest.mark.parametrize("kind", ["noise", "fog", "night sky", "white with an object", "one channel only"])
-def test_faint_pictures_are_not_blank(kind: str) -> None:
-    assert blank_scores(picture(kind)[None].clip(0, 255).astype(np.uint8))[0] > BLANK_BELOW
+def test_faint_images_are_not_blank(kind: str) -> None:
+    assert blank_scores(image(kind)[None].clip(0, 255).astype(np.uint8))[0] > BLANK_BELOW
 
 
-def test_black_is_blank_and_a_picture_with_white_is_not() -> None:
+def test_black_is_blank_and_a_image_with_white_is_not() -> None:
     """DiffuseMix's is_black_image looked at histogram bin 255: white was black, and black passed."""
     black, bright = np.zeros((EDGE, EDGE, 3)), 255 * (COLUMNS > 0.5)[..., None] + np.zeros(3)
     scores = blank_scores(np.stack([black, bright]).astype(np.uint8))
     assert scores.tolist() == [0.0, 1.0]
 
 
-def test_scores_of_no_pictures_and_of_wrong_shapes() -> None:
+def test_scores_of_no_images_and_of_wrong_shapes() -> None:
     assert blank_scores(np.empty((0, 8, 8, 3), np.uint8)).shape == (0,)
     with pytest.raises(ValueError, match="uint8"):
         blank_scores(np.zeros((1, 8, 8, 3)))
@@ -63,7 +64,7 @@ def test_scores_of_no_pictures_and_of_wrong_shapes() -> None:
 def clusters(
     per_class: int, gap: float, seed: int = 0, num_classes: int = 4
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Features, labels and groups of pictures and their mirror images."""
+    """Features, labels and groups of images and their mirror images."""
     rng, centres = np.random.default_rng(seed), np.random.default_rng(9).normal(0, 1, (num_classes, 20))
     labels = np.repeat(np.arange(num_classes), per_class)
     features = gap * centres[labels] + rng.normal(0, 1, (len(labels), 20))
@@ -104,7 +105,7 @@ def test_a_judge_that_guesses_is_weak() -> None:
 @pytest.mark.parametrize(
     ("accuracy", "num_tested", "chance", "is_weak"),
     [
-        (0.20, 50, 0.10, True),  # twice chance on 50 pictures: 11 % in truth is possible
+        (0.20, 50, 0.10, True),  # twice chance on 50 images: 11 % in truth is possible
         (0.20, 2000, 0.10, False),
         (0.38, 50, 0.10, False),
         (0.80, 20, 0.50, True),
@@ -118,7 +119,7 @@ def test_a_judge_has_to_be_clearly_better_than_chance(accuracy, num_tested, chan
 
 
 def test_mirror_images_do_not_flatter_the_judge() -> None:
-    """A picture's mirror image among what was learned would make pure noise look learnable."""
+    """An image's mirror image among what was learned would make pure noise look learnable."""
     features, labels, groups = clusters(6, 0.0)
     honest, fooled = (
         train_judge(features, labels, groups, seed=1),
@@ -129,7 +130,7 @@ def test_mirror_images_do_not_flatter_the_judge() -> None:
     assert fooled.cv_accuracy > honest.cv_accuracy + 0.2
 
 
-def test_one_picture_a_class_is_too_few_to_test_a_judge() -> None:
+def test_one_image_a_class_is_too_few_to_test_a_judge() -> None:
     assert train_judge(*clusters(1, 2.0), seed=1) is None
 
 

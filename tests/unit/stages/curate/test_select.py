@@ -1,4 +1,4 @@
-"""Decisions follow scores, with true reasons, and never take a class's last picture for being off-class."""
+"""Decisions follow scores, with true reasons, and never take a class's last image for being off-class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def dropped(decisions: list[Decision]) -> list[str]:
     return [decision.id for decision in decisions if decision.action == "drop"]
 
 
-def test_blank_pictures_are_dropped_as_blank() -> None:
+def test_blank_images_are_dropped_as_blank() -> None:
     decisions = drop_blank(ALL, {image_id: 0.0 if image_id in "bf" else 0.5 for image_id in IDS})
     assert dropped(decisions) == ["b", "f"]
     assert decisions[1] == Decision("b", "drop", 0.0, "blank")

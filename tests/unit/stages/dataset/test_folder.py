@@ -88,7 +88,7 @@ def test_folders_inside_a_class_are_walked(tmp_path):
     assert [image.class_name for image in listing.images] == ["cat", "cat", "dog"]
 
 
-def test_other_files_are_counted_and_named_pictures_are_kept(tmp_path):
+def test_other_files_are_counted_and_named_images_are_kept(tmp_path):
     listing = read_folder(
         plant(tmp_path, "cat/1.png", "cat/Thumbs.db", "cat/notes.txt", "cat/phone.HEIC", "dog/1.png"), "pets"
     )

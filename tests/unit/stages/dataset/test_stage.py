@@ -28,7 +28,7 @@ def recipe_for(data: Path | str, seed: int = 0, **dataset) -> Recipe:
 
 
 def paint(path: Path, value: int) -> None:
-    """A small picture that no other value gives."""
+    """A small image that no other value gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 256, (20, 24, 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -141,8 +141,8 @@ def test_copies_across_splits_are_left_out_and_told(tmp_path):
     paint(tmp_path / "pets/test/dog/wrong.png", 104)
     summary, _, images = run(recipe_for(tmp_path / "pets"), tmp_path / "run")
     assert summary["line"].endswith("2 classes, 10 train, 2 val, 13 test (1 copies across splits left out)")
-    assert "1 images left out, because test or val has the same picture: train/cat/leak.png" in summary["warnings"]
-    assert "1 pictures have two different labels: test/cat/4.png = test/dog/wrong.png" in summary["warnings"]
+    assert "1 images left out, because test or val has the same image: train/cat/leak.png" in summary["warnings"]
+    assert "1 images have two different labels: test/cat/4.png = test/dog/wrong.png" in summary["warnings"]
     assert summary["duplicates"][0] == {
         "kept": ["test/cat/3.png"], "left_out": ["train/cat/leak.png"], "class_names": ["cat"]
     }  # fmt: skip
@@ -294,7 +294,7 @@ def test_the_meadow_is_drawn_into_the_run_folder(tmp_path):
     assert [image.id for image in again] == [image.id for image in images]
 
 
-def test_a_finished_stage_is_redone_only_where_its_pictures_are_gone(tmp_path):
+def test_a_finished_stage_is_redone_only_where_its_images_are_gone(tmp_path):
     recipe = recipe_for(
         "builtin:meadow", size_px=32, meadow={"n_species": 2, "n_per_species": 1, "n_val": 1, "n_test": 1}
     )
@@ -315,7 +315,7 @@ def test_a_finished_stage_is_redone_only_where_its_pictures_are_gone(tmp_path):
     assert ["already done" in line for line in lines] == [False, True, False]
 
 
-def test_the_seed_changes_the_meadows_training_pictures_only(tmp_path):
+def test_the_seed_changes_the_meadows_training_images_only(tmp_path):
     meadow = {"n_species": 2, "n_per_species": 3, "n_val": 2, "n_test": 2}
     ids = []
     for seed in (0, 1):
@@ -326,7 +326,7 @@ def test_the_seed_changes_the_meadows_training_pictures_only(tmp_path):
     assert not ids[0]["train"] & ids[1]["train"]
 
 
-def test_the_meadow_has_as_many_pictures_as_shots_ask_for():
+def test_the_meadow_has_as_many_images_as_shots_ask_for():
     meadow = {"n_species": 3, "n_per_species": 2, "n_val": 0, "n_test": 1}
     facts = stage.check(recipe_for("builtin:meadow", shots=7, size_px=32, meadow=meadow))
     assert facts.counts()["train"] == dict.fromkeys([one.name for one in facts.classes], 7)
@@ -393,6 +393,41 @@ def test_hugging_face_parquet_with_class_labels(tmp_path):
         assert image.path.startswith(str(tmp_path / "run/dataset/hf"))
         assert hashlib.sha256(Path(image.path).read_bytes()).hexdigest() == image.sha256
     assert stage.inputs(recipe) == stage.inputs(recipe)
+
+
+def test_hugging_face_data_is_listed_once_a_start_and_anew_at_the_next(tmp_path, monkeypatch):
+    import datasets
+
+    import variegate
+
+    load, loaded = datasets.load_dataset, []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **keys: loaded.append(args) or load(*args, **keys))
+    pets(tmp_path / "hub" / "train", n=6)
+    keys = {"recipe": "none", "overrides": ["dataset.size_px=16"], "last": "dataset"}
+    variegate.run(f"hf:{tmp_path / 'hub'}", out=tmp_path / "run", **keys)
+    assert len(loaded) == 1
+    pets(tmp_path / "hub" / "train", n=6, names=("owl",), first=5000)
+    again = variegate.run(f"hf:{tmp_path / 'hub'}", out=tmp_path / "run", **keys)
+    assert "3 classes" in again.summaries["dataset"]["line"]
+
+
+def test_hugging_face_data_without_a_class_column_says_what_it_has(tmp_path):
+    import datasets
+
+    paint(tmp_path / "0.png", 0)
+    (tmp_path / "hub").mkdir()
+
+    def refusal(**columns: object) -> str:
+        rows = {"image": [str(tmp_path / "0.png")], **{name: [value] for name, value in columns.items()}}
+        made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        made.to_parquet(tmp_path / "hub/train.parquet")
+        return refused(recipe_for(f"hf:{tmp_path / 'hub'}"))
+
+    said = refusal(text="a cat", species="cat", size=1.5)
+    assert "has no column 'label' (it has image (Image), text (Value), species (Value), size (Value))" in said
+    assert "which of these names the class: species, text? --set dataset.label_column=NAME" in said
+    assert "did you mean labels? --set dataset.label_column=NAME" in refusal(labels="cat")
+    assert "sort the images into class folders" in refusal(size=1.5)
 
 
 # ---------------------------------------------------------------------------------------------------- real images

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from variegate.errors import DataError
+from variegate.recipe import Recipe
 from variegate.stages.dataset.listing import Listing
+from variegate.stages.dataset.stage import check
 from variegate.stages.dataset.tables import find_metadata, read_table
 
 
@@ -110,7 +113,7 @@ def test_all_missing_files_are_counted_and_ten_shown(tmp_path):
     listing = read_table(tmp_path / "t.csv", "t")
     text = text_of(listing)
     assert text.count("does not exist") == 10
-    assert "line 3: gone0.png does not exist" in text
+    assert "t.csv line 3: gone0.png does not exist" in text
     assert f"and 16 more missing files — file names are relative to {tmp_path}" in text
 
 
@@ -121,11 +124,11 @@ def test_wrong_rows_are_all_told(tmp_path):
     )
     text = text_of(read_table(tmp_path / "t.csv", "t"))
     for wanted in (
-        "line 2: label is empty",
-        "line 3: file_name is empty",
-        "line 4: split is 'tset' (did you mean test?)",
-        "line 6: names 3.png again, as line 5 does",
-        "line 7: split is ''",
+        "t.csv line 2: label is empty",
+        "t.csv line 3: file_name is empty",
+        "t.csv line 4: split is 'tset' (did you mean test?)",
+        "t.csv line 6: names 3.png again, as t.csv line 5 does",
+        "t.csv line 7: split is ''",
     ):
         assert wanted in text
 
@@ -146,7 +149,26 @@ def test_broken_tables_are_explained(tmp_path):
         assert wanted in text_of(read_table(tmp_path / name, name)), name
 
 
-def test_parquet_with_pictures_inside_points_to_hf(tmp_path):
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_a_wrong_row_is_found_by_table_and_row(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    assert f"{name} {'row' if name == 't.parquet' else 'line'} 2: img/2.png does not exist" in text_of(
+        read_table(tmp_path / name, name)
+    )
+
+
+def test_of_two_tables_in_one_folder_each_is_named(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "metadata.jsonl").write_text('{"file_name": "1.png", "label": "cat"}\n')
+    (tmp_path / "test/metadata.jsonl").write_text('{"name": "1.png", "label": "cat"}\n')
+    with pytest.raises(DataError) as caught:
+        check(Recipe.model_validate({"dataset": {"path": str(tmp_path)}}))
+    assert "train/metadata.jsonl line 1: 1.png does not exist" in str(caught.value)
+    assert f"{tmp_path}/test/metadata.jsonl: has no column file_name" in str(caught.value)
+
+
+def test_parquet_with_images_inside_points_to_hf(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from variegate.errors import DataError, RunFolderError, TaskFailed
+from variegate.files import file_sha256
 from variegate.images import encode_image
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
@@ -18,7 +19,7 @@ from variegate.recipe import BackendSection, EvaluateSection, GenerateSection, P
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.draw import is_out_of_memory
-from variegate.store import RunFolder, file_sha256
+from variegate.store import RunFolder
 
 NAMES = ("cat", "dog", "red_owl")
 

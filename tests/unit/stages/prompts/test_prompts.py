@@ -15,8 +15,9 @@ from variegate.progress import QuietReporter
 from variegate.recipe import BackendSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.prompts.stage import check, inputs, run
-from variegate.stages.prompts.templates import missing_captions, render, render_all
+from variegate.stages.prompts.templates import missing_captions, render_all
 from variegate.store import RunFolder
+from variegate.templates import render
 
 CLASSES = [ClassInfo(0, "red_owl", "0000", "a red owl"), ClassInfo(1, "{cat} {}", "0001", "a cat")]
 IMAGES = [RealImage(f"i{k}", "", k % 2, "train", caption=f"caption {k}") for k in range(4)]

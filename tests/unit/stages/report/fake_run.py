@@ -1,4 +1,4 @@
-"""A finished run as the report meets it: written with the store's own interface, pictures drawn here.
+"""A finished run as the report meets it: written with the store's own interface, images drawn here.
 
 Class names and prompts are hostile on purpose; the numbers come from one seeded generator.
 """
@@ -91,7 +91,7 @@ def write_synthetic(folder: RunFolder, sources: list[RealImage], num_classes: in
             (r.row, r.id, r.chunk, r.source, r.target, texts[r.prompt], texts[""], r.strength, r.steps, r.seed)
             for r in rows
         )
-        db.executemany("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        db.executemany("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)", values)
         sizes = ((chunk, chunk * 32, sum(row.chunk == chunk for row in rows), "done", 1.0, "") for chunk in chunks)
         db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", sizes)
     for row in rows:

@@ -1,4 +1,4 @@
-"""The page as a reader meets it: its numbers, its pictures, hostile input, missing parts, one self-contained file."""
+"""The page as a reader meets it: its numbers, its images, hostile input, missing parts, one self-contained file."""
 
 from __future__ import annotations
 
@@ -130,10 +130,10 @@ def test_times_and_rates(page: Page) -> None:
     assert rows["Total"][0] == "2 min 48 s"
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ images
 
 
-def test_pictures_are_small_and_inside_the_page(page: Page) -> None:
+def test_images_are_small_and_inside_the_page(page: Page) -> None:
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert len(sources) > 50
     for source in sources:
@@ -159,11 +159,20 @@ def test_images_drawn_from_text_stand_beside_real_examples(tmp_path: Path) -> No
     assert "Real examples on the left" in text and "6 of 20 made for this class" in text
 
 
-def test_a_missing_picture_leaves_a_frame(tmp_path: Path, finished_run: Path) -> None:
+def test_a_run_without_synthetic_images_shows_real_ones(tmp_path: Path) -> None:
+    arms = {"evaluate": {"arms": ["real"]}, "generate": {"method": "none"}}
+    page = page_of(write_run(tmp_path / "real", until="dataset", **arms))
+    assert "Real images" in page.headings and "What was made" not in page.headings
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert alts.count(f"real image of {class_names(10)[6]}") == 4
+    assert len(alts) == 40
+
+
+def test_a_missing_image_leaves_a_frame(tmp_path: Path, finished_run: Path) -> None:
     root = shutil.copytree(finished_run, tmp_path / "copy")
     one_class = min((root / "data" / "train").iterdir())  # the page shows one of its images
     for path in one_class.iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     page = page_of(root)
     assert page.all_text().count("file missing or unreadable") == 1
 
@@ -213,6 +222,24 @@ def test_a_hundred_classes_stay_readable_and_small(tmp_path: Path) -> None:
     assert len(page.table("The 10 classes that gained most")) == 11
     assert len(page.table("Test accuracy per class")) == 101  # the whole list can be opened
     assert set(class_names(100)) <= {row[0] for row in page.table("Images per class")}
+
+
+def test_eight_arms_look_different_in_colour_and_shape(tmp_path: Path, finished_run: Path) -> None:
+    root = shutil.copytree(finished_run, tmp_path / "arms")
+    found = json.loads((root / "results.json").read_text())
+    arms = [{**found["arms"][1], "arm": f"arm {index}"} for index in range(9)]
+    (root / "results.json").write_text(json.dumps(found | {"arms": arms, "comparisons": []}))
+    page_of(root)
+    html = (root / "report.html").read_text()
+    swatches = re.findall(r'<svg class="swatch (arm-\d)"[^>]*><path class="mark" d="([^"]+)"', html)
+    assert len({colour for colour, _ in swatches}) == len({shape for _, shape in swatches}) == 8
+    assert set(re.findall(r'class="row (arm-\d+)"', html)) == {colour for colour, _ in swatches}
+    for colour in {colour for colour, _ in swatches}:  # light, dark and paper each have their own
+        values = re.findall(rf"--{colour}: (#\w+)", html)
+        assert len(values) == 3 and len(set(values)) == 2
+    light = {re.findall(rf"--arm-{index}: (#\w+)", html)[0] for index in range(8)}
+    dark = {re.findall(rf"--arm-{index}: (#\w+)", html)[1] for index in range(8)}
+    assert len(light) == len(dark) == 8
 
 
 # ------------------------------------------------------------------------------------------------ unfinished runs

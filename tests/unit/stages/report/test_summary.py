@@ -30,9 +30,9 @@ def test_json_holds_the_whole_summary(summary: Summary) -> None:
     assert json.loads(text)["arms"][1]["name"] == "real+synthetic"
 
 
-def test_summary_names_pictures_by_id_not_by_path(summary: Summary, finished_run: Path) -> None:
+def test_summary_names_images_by_id_not_by_path(summary: Summary, finished_run: Path) -> None:
     assert str(finished_run) not in html.render_json(summary)
-    assert len(set(summary.picture_ids)) == len(summary.picture_ids) > 40
+    assert len(set(summary.image_ids)) == len(summary.image_ids) > 40
 
 
 def test_gallery_covers_the_classes(summary: Summary) -> None:

@@ -1,4 +1,4 @@
-"""Augmentation: in range, different for every picture, from its own generator only."""
+"""Augmentation: in range, different for every image, from its own generator only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_stay_in_range_and_equal_seeds_agree(name: str, pixels: torch.Tensor) -> None:
+def test_images_stay_in_range_and_equal_seeds_agree(name: str, pixels: torch.Tensor) -> None:
     one, two, other = changed(name, 5, pixels), changed(name, 5, pixels), changed(name, 6, pixels)
     assert one.shape == (6, 3, 24, 24)
     assert one.dtype == torch.float32
@@ -32,9 +32,9 @@ def test_pictures_stay_in_range_and_equal_seeds_agree(name: str, pixels: torch.T
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_every_picture_is_changed_on_its_own(name: str, pixels: torch.Tensor) -> None:
+def test_every_image_is_changed_on_its_own(name: str, pixels: torch.Tensor) -> None:
     found = changed(name, 5, pixels)
-    assert len({picture.sum().item() for picture in found}) > 3, "equal pictures came out equal"
+    assert len({image.sum().item() for image in found}) > 3, "equal images came out equal"
 
 
 def test_own_randomness_leaves_the_global_generator_alone() -> None:
@@ -47,7 +47,7 @@ def test_own_randomness_leaves_the_global_generator_alone() -> None:
 def test_classic_without_any_change_would_be_the_identity(
     monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor
 ) -> None:
-    """The geometry is right: no turn, zoom, shift and colour leave the picture or its mirror image."""
+    """The geometry is right: no turn, zoom, shift and colour leave the image or its mirror image."""
     for name in ("MAX_TURN", "MAX_SHIFT", "MAX_BRIGHTNESS", "MAX_CONTRAST", "MAX_SATURATION"):
         monkeypatch.setattr(augment, name, 0.0)
     monkeypatch.setattr(augment, "MAX_ZOOM", 1.0)

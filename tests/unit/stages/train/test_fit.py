@@ -11,11 +11,11 @@ import torch
 from variegate.stages.train import fit as fitting
 from variegate.stages.train import labels, mixing
 from variegate.stages.train.files import checkpoint_bytes, read_checkpoint
-from variegate.stages.train.fit import FitData, Fitted, Pictures, Progress, Settings
+from variegate.stages.train.fit import FitData, Fitted, LabelledImages, Progress, Settings
 from variegate.stages.train.models import Classifier, build_model
 
 STEPS, BATCH = 8, 6
-MACHINE = fitting.choose_machine("cpu")
+COMPUTE = fitting.choose_compute("cpu")
 SETTINGS = Settings("full", "classic", "mixup", "adamw", 0.01, 0.05, 0.1, 4, 11)
 
 
@@ -23,17 +23,17 @@ class Killed(BaseException):
     pass
 
 
-def pictures(count: int, seed: int) -> Pictures:
+def images(count: int, seed: int) -> LabelledImages:
     """Three classes told apart by their brightest channel."""
     rng = np.random.default_rng(seed)
     found = np.arange(count) % 3
     pixels = rng.integers(0, 120, (count, 16, 16, 3))
     pixels[np.arange(count), :, :, found] += 100
-    return Pictures(pixels.astype(np.uint8), labels.one_hot(found, 3))
+    return LabelledImages(pixels.astype(np.uint8), labels.one_hot(found, 3))
 
 
-DATA = FitData(real=pictures(12, 0), synthetic=pictures(9, 1), val=pictures(15, 2))
-NO_VAL = dataclasses.replace(DATA, val=Pictures(DATA.val.pixels[:0], DATA.val.targets[:0]))
+DATA = FitData(real=images(12, 0), synthetic=images(9, 1), val=images(15, 2))
+NO_VAL = dataclasses.replace(DATA, val=LabelledImages(DATA.val.pixels[:0], DATA.val.targets[:0]))
 
 
 def slots(steps: int = STEPS) -> mixing.Slots:
@@ -47,7 +47,7 @@ def classifier() -> Classifier:
 
 
 def train(data: FitData = DATA, settings: Settings = SETTINGS, steps: int = STEPS, **options: object) -> Fitted:
-    return fitting.fit(classifier(), data, slots(steps), settings, MACHINE, **options)  # type: ignore[arg-type]
+    return fitting.fit(classifier(), data, slots(steps), settings, COMPUTE, **options)  # type: ignore[arg-type]
 
 
 def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -116,7 +116,7 @@ def test_best_checkpoint_is_the_best_steps_and_not_the_last() -> None:
         seen[step] = {key: value.clone() for key, value in net.net.state_dict().items()}
 
     settings = dataclasses.replace(SETTINGS, lr=0.05, evaluations=STEPS)
-    fitted = fitting.fit(net, DATA, slots(), settings, MACHINE, on_step=remember)
+    fitted = fitting.fit(net, DATA, slots(), settings, COMPUTE, on_step=remember)
     accuracies = {row["step"]: row["val_accuracy"] for row in fitted.log}
     best = max(accuracies.values())
     assert fitted.selected_step == max(step for step, value in accuracies.items() if value == best)
@@ -127,7 +127,7 @@ def test_best_checkpoint_is_the_best_steps_and_not_the_last() -> None:
 
 
 def test_best_weights_do_not_move_while_training_goes_on() -> None:
-    progress, loop = Progress(), fitting._Loop(classifier(), DATA, slots(), SETTINGS, MACHINE)
+    progress, loop = Progress(), fitting._Loop(classifier(), DATA, slots(), SETTINGS, COMPUTE)
     loop.step(0)
     progress.step = 1
     loop.validate(progress, since=0)
@@ -152,7 +152,7 @@ def test_without_validation_the_last_weights_are_selected() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_named_optimizer_is_the_one_in_use(name: str, kind: type) -> None:
     """GDL_TERM built what was asked for and then replaced it by SGD."""
-    loop = fitting._Loop(classifier(), DATA, slots(), dataclasses.replace(SETTINGS, optimizer=name), MACHINE)
+    loop = fitting._Loop(classifier(), DATA, slots(), dataclasses.replace(SETTINGS, optimizer=name), COMPUTE)
     assert type(loop.optimizer) is kind
     assert all(not group["weight_decay"] for group in loop.optimizer.param_groups if group["params"][0].ndim == 1)
     assert not equal(train(settings=loop.settings).last, train(settings=dataclasses.replace(SETTINGS, lr=1e-9)).last)
@@ -165,7 +165,7 @@ def test_linear_probe_moves_the_head_only_and_no_running_statistics() -> None:
     assert moved == {"head.weight", "head.bias"}
 
 
-def test_test_pictures_are_not_visible_to_fit() -> None:
+def test_test_images_are_not_visible_to_fit() -> None:
     """Diff-Mix chose its checkpoint on the test set; what fit receives has no place for one."""
     assert [field.name for field in dataclasses.fields(FitData)] == ["real", "synthetic", "val"]
 
@@ -181,8 +181,8 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 
 def test_predictions_are_probabilities_and_leave_the_mode_alone() -> None:
     net = classifier()
-    found = fitting.predict(net, DATA.val.pixels, MACHINE)
+    found = fitting.predict(net, DATA.val.pixels, COMPUTE)
     assert found.shape == (15, 3)
     assert found.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert net.net.training
-    assert fitting.predict(net, DATA.val.pixels[:0], MACHINE).shape == (0, 3)
+    assert fitting.predict(net, DATA.val.pixels[:0], COMPUTE).shape == (0, 3)

@@ -34,11 +34,11 @@ def test_target_share_is_strength_to_the_gamma() -> None:
 def test_soft_labels_survive_mixup(name: str) -> None:
     """timm's Mixup turns soft rows into a (B * C, C) matrix without a word."""
     targets = torch.tensor(np.tile(labels.soft_targets(IMAGES, 3, gamma=0.5, kappa=0.9), (2, 1)))
-    pictures = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with augment.own_randomness(3, torch.device("cpu")):
-        mixed, rows = augment.make_mix(name)(pictures, targets)
-    assert mixed.shape == pictures.shape
+        mixed, rows = augment.make_mix(name)(images, targets)
+    assert mixed.shape == images.shape
     assert rows.shape == targets.shape
     assert rows.sum(dim=1).tolist() == pytest.approx([0.9] * 6, abs=1e-5)
-    assert not torch.equal(mixed, pictures)
+    assert not torch.equal(mixed, images)
     assert len({len(torch.nonzero(row)) for row in rows}) > 1, "rows differ: they were mixed, not replaced"

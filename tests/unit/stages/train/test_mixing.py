@@ -1,4 +1,4 @@
-"""Which picture fills which place: shares, weights, parents, pairing and passes."""
+"""Which image fills which place: shares, weights, parents, pairing and passes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def mixed(policy: mixing.Policy, fraction: float = 0.4, seed: int = 0) -> mixing
     return mixing.mix(policy, order(), POOL, fraction=fraction, num_real=3, rng=rng)
 
 
-def test_real_pictures_come_in_whole_passes() -> None:
+def test_real_images_come_in_whole_passes() -> None:
     passes = order(30, 10).reshape(3, 10)
     assert all(sorted(one) == list(range(10)) for one in passes.tolist())
     assert passes[0].tolist() != passes[1].tolist()
 
 
-def test_replace_puts_only_pictures_made_from_the_same_real_one() -> None:
+def test_replace_puts_only_images_made_from_the_same_real_one() -> None:
     slots, real = mixed("replace"), order()
     taken = slots.is_synthetic
     assert (POOL.parents[slots.index[taken]] == real[taken]).all()
-    assert not taken[real == 1].any()  # nothing was made from picture 1
+    assert not taken[real == 1].any()  # nothing was made from image 1
     assert taken[real == 2].mean() == pytest.approx(0.4, abs=0.03)
     from_first = slots.index[taken & (real == 0)]
     assert not np.any(from_first == 2)  # its weight is 0
@@ -43,7 +43,7 @@ def test_pool_takes_any_by_weight_and_keeps_the_share() -> None:
     assert shares == pytest.approx([0.4, 0.2, 0.0, 0.4], abs=0.03)
 
 
-def test_concat_holds_every_picture_once_a_pass() -> None:
+def test_concat_holds_every_image_once_a_pass() -> None:
     slots = mixed("concat")
     real = np.bincount(slots.index[~slots.is_synthetic], minlength=3)
     synthetic = np.bincount(slots.index[slots.is_synthetic], minlength=4)
@@ -52,7 +52,7 @@ def test_concat_holds_every_picture_once_a_pass() -> None:
 
 
 @pytest.mark.parametrize("policy", ["replace", "pool", "concat"])
-def test_real_pictures_that_stay_keep_the_shared_order(policy: mixing.Policy) -> None:
+def test_real_images_that_stay_keep_the_shared_order(policy: mixing.Policy) -> None:
     slots, real = mixed(policy), order()
     stayed = slots.index[~slots.is_synthetic]
     expected = real[: len(stayed)] if policy == "concat" else real[~slots.is_synthetic]
@@ -81,7 +81,7 @@ def test_synthetic_only_respects_weights() -> None:
 @pytest.mark.parametrize("policy", ["replace", "pool", "concat"])
 def test_nothing_to_choose_from_is_refused_not_trained_on_real_alone(policy: mixing.Policy) -> None:
     empty = mixing.Pool(np.zeros(2), np.array([0, 1]))
-    with pytest.raises(ValueError, match="no synthetic picture"):
+    with pytest.raises(ValueError, match="no synthetic image"):
         mixing.mix(policy, order(), empty, fraction=0.5, num_real=3, rng=np.random.default_rng(0))
 
 
@@ -91,13 +91,13 @@ def test_replace_without_any_parent_is_refused() -> None:
         mixing.mix("replace", order(), orphans, fraction=0.5, num_real=3, rng=np.random.default_rng(0))
 
 
-def test_epochs_count_real_pictures_only() -> None:
+def test_epochs_count_real_images_only() -> None:
     assert mixing.num_steps(steps=None, epochs=10, num_real=50, batch=25) == 20
     assert mixing.num_steps(steps=7, epochs=None, num_real=50, batch=25) == 7
     assert mixing.num_steps(steps=None, epochs=1, num_real=3, batch=48) == 1
 
 
-def test_a_falling_schedule_ends_with_real_pictures_only() -> None:
+def test_a_falling_schedule_ends_with_real_images_only() -> None:
     chance = mixing.chances(0.8, "falling", 100, 10)
     order = mixing.real_order(20, 1000, np.random.default_rng(0))
     pool = mixing.Pool(np.ones(5), np.full(5, -1))

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from variegate.errors import DataError, ModelError, TaskFailed
+from variegate.files import file_sha256
 from variegate.recipe import Recipe
 from variegate.stages.train import fit as fitting
 from variegate.stages.train import stage
+from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.models import load_classifier
-from variegate.stages.train.pictures import PictureFile, load_pictures
-from variegate.store import file_sha256
 
 TASKS = ["real/seed-0", "real/seed-1", "real-synthetic/seed-0", "real-synthetic/seed-1"]
 
@@ -57,8 +57,8 @@ def test_a_trained_model_can_be_loaded_and_says_the_same(coloured_run) -> None:
     assert about["classes"] == ["blue", "green", "red"]
     rows = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
     rows = [row for row in rows if row["split"] == "test" and row["weights"] == "selected"]
-    files = [PictureFile(Path(image.path), image.id) for image in context.folder.real_images("test")]
-    pixels = load_pictures(files, 16, "crop", 1.0, cache=context.folder.path("cache"))
+    files = [ImageFile(Path(image.path), image.id) for image in context.folder.real_images("test")]
+    pixels = load_images(files, 16, "crop", 1.0, cache=context.folder.path("cache"))
     scaled = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - about["mean"][0]) / about["std"][0]
     with torch.inference_mode():
         found = net(scaled).softmax(dim=1).numpy()
@@ -140,7 +140,7 @@ def test_the_rate_fits_the_model_unless_the_recipe_names_one(keys: dict, rate: f
 
 
 def test_arms_of_a_seed_are_paired(coloured_run) -> None:
-    """Same first weights, same real pictures in the same order, same number of steps."""
+    """Same first weights, same real images in the same order, same number of steps."""
     context = coloured_run()
     workshop = stage._open_workshop(context.recipe, context.folder)
     real, mixed = (stage.slots_of(arm, 0, workshop) for arm in ("real", "real+synthetic"))
@@ -178,14 +178,14 @@ def test_a_mistyped_model_stops_before_anything_is_read(coloured_run) -> None:
 
 def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:
     context = coloured_run()
-    files = [PictureFile(Path(image.path), image.id) for image in context.folder.real_images("train")]
+    files = [ImageFile(Path(image.path), image.id) for image in context.folder.real_images("train")]
     cache = context.folder.path("cache")
-    held = load_pictures(files, 16, "crop", 1.0, cache=cache)
+    held = load_images(files, 16, "crop", 1.0, cache=cache)
     assert not cache.exists()
-    mapped = load_pictures(files, 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
+    mapped = load_images(files, 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
     assert isinstance(mapped, np.memmap)
     assert (mapped == held).all()
-    other = load_pictures(files[::-1], 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
+    other = load_images(files[::-1], 16, "crop", 1.0, cache=cache, in_memory_bytes=0)
     assert (other == held[::-1]).all()
-    data = fitting.Pictures(mapped, np.zeros((len(mapped), 3), np.float32))
+    data = fitting.LabelledImages(mapped, np.zeros((len(mapped), 3), np.float32))
     assert dataclasses.replace(data).pixels is mapped

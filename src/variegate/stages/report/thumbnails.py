@@ -1,6 +1,6 @@
 """Thumbnails as data URIs, so that the page is one file.
 
-A picture that is gone or unreadable gets none; the page then shows an empty frame that says so.
+An image that is gone or unreadable gets none; the page then shows an empty frame that says so.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ EDGE_PX = 96
 QUALITY = 82
 
 
-def picture_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
-    """Image id -> file, of every picture the page needs."""
+def image_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
+    """Image id -> file, of every image the page needs."""
     real = {image.id: Path(image.path) for image in folder.real_images()}
     classes, extension = folder.classes(), folder.meta("image_format") or "jpg"
     holders = [variants for exhibit in summary.exhibits for variants in exhibit.variants]
     holders += [example for group in summary.dropped for example in group.examples]
     drawn = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in holders}
-    return {image_id: (real | drawn)[image_id] for image_id in summary.picture_ids}
+    return {image_id: (real | drawn)[image_id] for image_id in summary.image_ids}
 
 
 def thumbnails(files: Mapping[str, Path], edge_px: int = EDGE_PX) -> dict[str, str]:

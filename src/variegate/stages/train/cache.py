@@ -1,4 +1,4 @@
-"""Decode and resize every picture once: a uint8 array in memory, or memory-mapped in the run's cache/ when large."""
+"""Decode and resize every image once: a uint8 array in memory, or memory-mapped in the run's cache/ when large."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from variegate.images import Fit, load_squares
 from variegate.records import content_id
 
 IN_MEMORY_BYTES = 1 << 30
-_SLICE = 2048  # pictures decoded between writes
+_SLICE = 2048  # images decoded between writes
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFile:
-    """One picture to load; `key` changes when its pixels do."""
+class ImageFile:
+    """One image to load; `key` changes when its pixels do."""
 
     path: Path
     key: str
 
 
-def load_pictures(
-    files: Sequence[PictureFile],
+def load_images(
+    files: Sequence[ImageFile],
     size_px: int,
     fit: Fit,
     max_megapixels: float,

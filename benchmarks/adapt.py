@@ -1,0 +1,211 @@
+"""Adapting: its speed against the plain way, and whether what it draws shows the right class.
+
+    python benchmarks/adapt.py speed [--steps 20] [KEY=VALUE ...]
+    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,lora,tokens+lora] [--judge FOLDER] [KEY=VALUE ...]
+
+speed: images a second of adapting all classes at once against one run a class in the manner of the diffusers example for
+textual inversion: the whole embedding matrix in the optimiser, images encoded at every step, fp32, batch 4. Same images, both in
+this process, in turns.
+
+agreement: share of images drawn from text whose class a judge names; the judge is a classifier trained on 500 real images of each
+species, none of which the generator saw. Its accuracy on held-out real images is printed beside. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+
+PLAIN_BATCH = 4
+RECIPE = "diff-gen"
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as name:
+        answer = speed(options, Path(name)) if options.what == "speed" else agreement(options, Path(name))
+    print(json.dumps({"benchmark": f"adapt {options.what}", **answer}))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "agreement"))
+    parser.add_argument("--steps", type=int, default=20, help="of the timed runs (%(default)s)")
+    parser.add_argument("--draws", type=int, default=5, help="sets of training images (%(default)s)")
+    parser.add_argument("--per-class", type=int, default=20, help="images drawn for each class (%(default)s)")
+    parser.add_argument("--methods", default="base,tokens,lora,tokens+lora")
+    parser.add_argument("--judge", type=Path, help="keep the judge here, or take it from here")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------------------ speed
+
+
+def speed(options: argparse.Namespace, root: Path) -> dict:
+    rates: dict[str, list[float]] = {"plain": [], "tokens": [], "tokens+lora": []}
+    peaks = {}
+    for turn in range(2):
+        for method in ("tokens", "tokens+lora"):
+            rates[method].append(ours(options, root / f"{method}-{turn}", method))
+        peaks["ours"] = peak_gb()
+        rates["plain"].append(plain(root / f"tokens-{turn}", options.steps))
+        peaks["process"] = peak_gb()
+        print({name: round(values[-1], 2) for name, values in rates.items()}, flush=True)
+    best = {name: max(values) for name, values in rates.items()}
+    return {
+        "images_per_second": {name: round(value, 2) for name, value in best.items()},
+        "ratio_tokens": round(best["tokens"] / best["plain"], 2),
+        "ratio_tokens_lora": round(best["tokens+lora"] / best["plain"], 2),
+        "peak_gb_ours": peaks["ours"],
+        "peak_gb_process": peaks["process"],
+        "steps": options.steps,
+        "plain_batch": PLAIN_BATCH,
+    }
+
+
+def ours(options: argparse.Namespace, out: Path, method: str) -> float:
+    """Images a second of the stage's training loop, encoding and writing included."""
+    from variegate.api import run
+
+    keys = [f"adapt.method={method}", f"adapt.steps={options.steps}", "adapt.previews=0", "adapt.evaluations=0"]
+    keys += ["generate.method=diff-gen" if "lora" in method else "generate.method=ti-gen", *options.overrides]
+    summary = run("builtin:meadow", RECIPE, out, overrides=keys, last="adapt").summaries["adapt"]
+    return summary["images_seen"] / summary["seconds"]
+
+
+def plain(folder: Path, steps: int) -> float:
+    """Images a second of textual inversion as the diffusers example does it, on one class of the same images."""
+    import torch
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from PIL import Image
+
+    from variegate.backends.folder import STARTER
+    from variegate.store import RunFolder
+
+    with RunFolder.read(folder) as opened:
+        images = [image for image in opened.real_images("train") if image.label == 0]
+    pipe = StableDiffusionPipeline.from_pretrained(STARTER, dtype=torch.float32)
+    tokenizer, encoder, unet, vae = pipe.tokenizer, pipe.text_encoder, pipe.unet, pipe.vae
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    tokenizer.add_tokens(["<plain>"])
+    encoder.resize_token_embeddings(len(tokenizer))
+    matrix = encoder.get_input_embeddings().weight
+    for part in (unet, vae, encoder):
+        part.requires_grad_(False)
+    matrix.requires_grad_(True)
+    optimizer = torch.optim.AdamW([matrix], lr=5e-4)
+    original, new = matrix.detach().clone(), len(tokenizer) - 1
+    ids = tokenizer(["a photo of a <plain>"] * PLAIN_BATCH, padding="max_length", truncation=True,
+                    max_length=tokenizer.model_max_length, return_tensors="pt").input_ids  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def step() -> None:
+        picked = [images[k] for k in rng.integers(len(images), size=PLAIN_BATCH)]
+        pixels = np.stack([np.array(Image.open(image.path).convert("RGB").resize((64, 64))) for image in picked])
+        pixels = torch.from_numpy(pixels).float().permute(0, 3, 1, 2) / 127.5 - 1
+        latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        times = torch.randint(0, scheduler.config.num_train_timesteps, (PLAIN_BATCH,))
+        noisy = scheduler.add_noise(latents, noise, times)
+        predicted = unet(noisy, times, encoder(ids)[0]).sample
+        torch.nn.functional.mse_loss(predicted, scheduler.get_velocity(latents, noise, times)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            matrix[:new] = original[:new]
+
+    step()  # the first one sets up kernels
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return steps * PLAIN_BATCH / (time.perf_counter() - start)
+
+
+def peak_gb() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+
+
+# ------------------------------------------------------------------------------------------ agreement
+
+
+def agreement(options: argparse.Namespace, root: Path) -> dict:
+    from variegate.api import run
+
+    judge, accuracy = make_judge(options.judge or root / "judge", options.overrides)
+    found: dict[str, list[float]] = {}
+    for method in options.methods.split(","):
+        for draw in range(options.draws):
+            keys = [f"seed={draw}", f"generate.per_class={options.per_class}", "curate=[]", *options.overrides]
+            keys += strategy(method)
+            out = root / method / str(draw)
+            start = time.perf_counter()
+            run("builtin:meadow", RECIPE, out, overrides=keys, last="generate")
+            found.setdefault(method, []).append(share_right(out, judge))
+            print(f"{method} draw {draw}: {found[method][-1]:.3f} in {time.perf_counter() - start:.0f} s", flush=True)
+    means = {method: round(100 * statistics.mean(values), 1) for method, values in found.items()}
+    print(means, flush=True)
+    return {
+        "judge_accuracy": accuracy,
+        "agreement_percent": means,
+        "draws": {method: [round(value, 4) for value in values] for method, values in found.items()},
+        "per_class": options.per_class,
+        "overrides": options.overrides,
+    }
+
+
+def strategy(method: str) -> list[str]:
+    """Recipe keys of a column: `base` is the model as it is, told the species' descriptions."""
+    if method == "base":
+        return [
+            "adapt.method=none",
+            "generate.method=real-gen",
+            "prompts.text=a photo of a {description}, {environment}",
+        ]
+    if method == "tokens":
+        return ["adapt.method=tokens", "generate.method=ti-gen"]
+    return [f"adapt.method={method}", "generate.method=diff-gen"]
+
+
+def make_judge(folder: Path, overrides: list[str]):
+    """((net, about), its accuracy in per cent): 500 real images a species, trained by variegate itself."""
+    from variegate.api import run
+    from variegate.stages.train.models import load_classifier
+
+    keys = ["dataset.meadow.n_per_species=500", "train.steps=1500", "evaluate.seeds=1", "train.evaluations=5"]
+    keys += [key for key in overrides if key.startswith("dataset.")]
+    result = run("builtin:meadow", "none", folder, overrides=keys)
+    accuracy = round(100 * result.results["arms"][0]["seeds"][0]["selected"]["test_accuracy"], 1)
+    return load_classifier(folder / "train/real/seed-0/model.safetensors"), accuracy
+
+
+def share_right(run_folder: Path, judge) -> float:
+    """Share of drawn images of which the judge names the target class."""
+    import torch
+
+    from variegate.images import load_squares
+    from variegate.store import RunFolder
+
+    net, about = judge
+
+    with RunFolder.read(run_folder) as folder:
+        images = folder.synthetic_images(kept_only=False)
+        pixels = load_squares([folder.path(image.path) for image in images], about["size_px"])
+    scaled = (pixels / 255.0 - np.array(about["mean"])) / np.array(about["std"])
+    with torch.inference_mode():
+        named = net(torch.from_numpy(scaled).float().permute(0, 3, 1, 2)).argmax(1).numpy()
+    return float(np.mean(named == np.array([image.target for image in images])))
+
+
+if __name__ == "__main__":
+    main()

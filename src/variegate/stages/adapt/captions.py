@@ -1,0 +1,32 @@
+"""What the model is told about each training image: the recipe's own prompts, so that drawing uses the same words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from variegate.recipe import Recipe
+from variegate.records import ClassInfo, RealImage
+from variegate.templates import class_word, described, render
+
+
+def captions_of(
+    recipe: Recipe, classes: Sequence[ClassInfo], images: Sequence[RealImage], placeholders: Sequence[str]
+) -> list[list[str]]:
+    """One caption a text for each image [image][text].
+
+    {environment} is the image's own group where prompts.environments is `groups`; else nobody knows it and its clause is left out.
+    """
+    prompts = recipe.prompts
+    texts = [prompts.text] if isinstance(prompts.text, str) else list(prompts.text)
+    by_label = {info.label: info for info in classes}
+    words = {info.label: class_word(info, placeholders, recipe.adapt.superclass) for info in classes}
+    found = []
+    for image in images:
+        values = {
+            "name": words[image.label],
+            "description": described(by_label[image.label]),
+            "caption": image.caption or "",
+            "environment": (image.group or "") if prompts.environments == "groups" else "",
+        }
+        found.append([render(text, **values) for text in texts])
+    return found

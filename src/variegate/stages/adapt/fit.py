@@ -1,0 +1,377 @@
+"""The training loop: steps that depend on their number only, checkpoints, held-out losses, and a stop for bad numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from variegate.errors import MissingExtra, TaskFailed
+from variegate.recipe import AdaptSection
+from variegate.records import seed_from
+from variegate.stages.adapt.checkpoints import State
+from variegate.stages.adapt.objective import item_losses, level_weights, noised, target
+from variegate.stages.adapt.sampling import Batch, sample_batch
+from variegate.stages.adapt.team import Team
+from variegate.stages.adapt.trainee import Trainee, seeded
+
+HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps, one loss each
+HELD_OUT_IMAGES = 32
+HELD_OUT_SEED = 2208
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Encoded images with their captions; latents [N, views, C, h, w] scaled, masks [N, views, 1, h, w] or None."""
+
+    latents: torch.Tensor
+    captions: Sequence[Sequence[str]]  # [image][text]
+    weights: np.ndarray  # chance of each image
+    masks: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where training is, and what was seen on the way."""
+
+    step: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of the steps since the last log line
+    best: float = math.inf
+    since_best: int = 0
+    stopped: bool = False
+    micro_batch: int = 0
+
+
+def optimizer_for(trainee: Trainee, section: AdaptSection) -> torch.optim.Optimizer:
+    """Tokens and LoRA in groups of their own; tokens are not decayed, which would pull them out of the vocabulary."""
+    groups = [
+        {"params": [p for _, p in named], "lr": rate, "peak": rate, "weight_decay": decay}
+        for named, rate, decay in (
+            (trainee.token_parameters(), section.token_lr, 0.0),
+            (trainee.lora_parameters(), section.lr, section.weight_decay),
+        )
+        if named
+    ]
+    if section.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=True)
+    if section.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as exc:
+            raise MissingExtra.of("bitsandbytes", "8bit", "adapt.optimizer adamw-8bit") from exc
+        return AdamW8bit(groups, betas=(0.9, 0.999), eps=1e-8)
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as exc:
+        raise MissingExtra.of("prodigyopt", "prodigy", "adapt.optimizer prodigy") from exc
+    for group in groups:  # Prodigy finds the step size itself; one factor for all groups
+        group["lr"] = group["peak"] = 1.0
+    return Prodigy(groups)
+
+
+def rate_factor(step: int, section: AdaptSection) -> float:
+    """Share of the peak rate at a step: linear warm-up, then constant or a cosine to zero.
+
+    >>> section = AdaptSection(steps=100, warmup_fraction=0.1)
+    >>> [round(rate_factor(step, section), 2) for step in (0, 9, 10, 55, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+    warm_up = round(section.warmup_fraction * section.steps)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    if section.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(section.steps - warm_up, 1)))
+
+
+class Fit:
+    """One training run; `run` continues from `restore`."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        section: AdaptSection,
+        views: Views,
+        held_out: Views | None,
+        prior: Views | None,
+        *,
+        seed: int,
+        number: int = 0,
+        team: Team | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.trainee, self.section, self.views, self.held_out, self.prior = trainee, section, views, held_out, prior
+        self.seed, self.team, self.say = seed_from(seed, number), team or Team(), say
+        scheduler = trainee.pipe.scheduler
+        self.kind = scheduler.config.prediction_type
+        self.kept = scheduler.alphas_cumprod.float()
+        self.parameters = trainee.named_parameters()
+        self.optimizer = optimizer_for(trainee, section)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if section.ema else {}
+        self.best: dict[str, torch.Tensor] = {}
+        self.progress = Progress(micro_batch=section.micro_batch or section.batch)
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
+        """Train up to step `until` (or an early stop); raises TaskFailed at a loss that is no number."""
+        while self.progress.step < until and not self.progress.stopped:
+            step = self.progress.step
+            if step == 0 and self.held_out is not None and self.section.evaluations and not self.progress.log:
+                self._evaluate()
+            self.progress.losses.append(self._step(step))
+            self.progress.step = step + 1
+            if self.progress.step in self._evaluation_steps():
+                if self.held_out is not None:
+                    self._evaluate()
+                self.progress.stopped = self.team.agree(self.progress.stopped)
+            on_step(self.progress.step)
+
+    def _evaluation_steps(self) -> set[int]:
+        return milestones(self.section.steps, self.section.evaluations)
+
+    def _step(self, step: int) -> float:
+        section = self.section
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate_factor(step, section)
+        batches = [(self.views, self._batch(self.views, step, section.batch, "images"), 1.0)]
+        if self.prior is not None:
+            batches.append((self.prior, self._batch(self.prior, step, section.batch, "prior"), section.prior.weight))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.trainee.device)
+        for views, batch, weight in batches:
+            total += weight * self._accumulate(views, batch, weight, step)
+        if self.team.size > 1:
+            for parameter in self.parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self._sum_gradients()
+            self.team.sum_(total)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), section.clip or math.inf)
+        for what, value in (("loss", float(total)), ("gradient's norm", float(norm))):
+            if not math.isfinite(value):
+                raise TaskFailed("adapt", f"the {what} at step {step} is {value}; lower adapt.lr and adapt.token_lr")
+        self.optimizer.step()
+        self._follow()
+        return float(total)
+
+    def _sum_gradients(self) -> None:
+        """All of them in one message: hundreds of small ones would wait for each other."""
+        gradients = [parameter.grad for parameter in self.parameters.values()]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # type: ignore[union-attr]
+        self.team.sum_(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):  # type: ignore[union-attr]
+            gradient.copy_(part.view_as(gradient))  # type: ignore[union-attr]
+
+    def _batch(self, views: Views, step: int, size: int, purpose: str) -> Batch:
+        return sample_batch(
+            views.weights,
+            size=size,
+            num_views=views.latents.shape[1],
+            num_texts=len(views.captions[0]),
+            num_timesteps=len(self.kept),
+            last_only=self.section.timesteps == "last",
+            seed=seed_from(self.seed, purpose),
+            step=step,
+        )
+
+    def _accumulate(self, views: Views, batch: Batch, weight: float, step: int) -> torch.Tensor:
+        """Add this process's share of the batch's gradient; halves the micro-batch whenever memory runs out."""
+        size = len(batch)
+        first, last = (size * (self.team.rank + k) // self.team.size for k in (0, 1))
+        loss = torch.zeros((), device=self.trainee.device)
+        start = first
+        while start < last:
+            part = batch.part(start, min(start + self.progress.micro_batch, last))
+            before = {name: None if p.grad is None else p.grad.clone() for name, p in self.parameters.items()}
+            try:
+                with seeded(seed_from(self.seed, "dropout", step, start)), self.trainee.computing(training=True):
+                    share = self._losses(views, part).sum() / size
+                    (weight * share).backward()
+            except (MemoryError, RuntimeError) as exc:
+                self._shrink(exc, len(part), step)
+                for name, parameter in self.parameters.items():
+                    parameter.grad = before[name]
+                continue
+            loss += share.detach()
+            start += len(part)
+        return loss
+
+    def _shrink(self, exc: BaseException, size: int, step: int) -> None:
+        text = str(exc).lower()
+        known = ("out of memory", "not enough memory", "can't allocate memory")
+        if not (isinstance(exc, MemoryError) or any(phrase in text for phrase in known)):
+            raise exc
+        if size == 1:
+            reason = f"memory does not suffice for one image at step {step}: {exc}"
+            raise TaskFailed(
+                "adapt", f"{reason}; set adapt.gradient_checkpointing=true or a lower backend.size_px"
+            ) from exc
+        self.progress.micro_batch = max(size // 2, 1)
+        self.say(
+            f"memory ran out at step {step}: {self.progress.micro_batch} images at a time now, gradients are added up"
+        )
+        if self.trainee.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _losses(self, views: Views, batch: Batch) -> torch.Tensor:
+        """Loss of each item [N]."""
+        trainee, device = self.trainee, self.trainee.device
+        image, view = torch.from_numpy(batch.image), torch.from_numpy(batch.view)
+        clean = views.latents[image, view].float()
+        noise = torch.stack([self._noise(int(seed), clean.shape[1:]) for seed in batch.noise])
+        times = torch.from_numpy(batch.time)
+        kept = self.kept[times]
+        noisy = noised(clean, noise, kept).to(device)
+        text = trainee.encode([views.captions[i][t] for i, t in zip(batch.image, batch.text, strict=True)])
+        predicted = trainee.predict(noisy, times.to(device), text)
+        kind = (
+            "epsilon" if self.section.timesteps == "last" else self.kind
+        )  # DasDiff regresses the noise whatever the model
+        wanted = target(kind, clean, noise, kept).to(device)
+        weights = level_weights(self.kind, kept, self.section.snr_cap).to(device)
+        mask = None if views.masks is None else views.masks[image, view].to(device)
+        return item_losses(predicted, wanted, weights, mask)
+
+    def _noise(self, seed: int, shape: torch.Size) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(shape, generator=generator)
+        if self.section.noise_offset:
+            noise = noise + self.section.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+        return noise
+
+    def _follow(self) -> None:
+        """Move the average towards the weights; its horizon grows with the run."""
+        keep = min(self.section.ema, (self.progress.step + 1) / (self.progress.step + 10))
+        for name, value in self.average.items():
+            value.lerp_(self.parameters[name].detach(), 1 - keep)
+
+    # ---------------------------------------------------------------- judging
+
+    def _evaluate(self) -> None:
+        section, progress = self.section, self.progress
+        loss = self.held_out_loss()
+        line = {"step": progress.step, "held_out_loss": round(loss, 6)}
+        if progress.losses:
+            line["loss"] = round(float(np.mean(progress.losses)), 6)
+        progress.log.append(line)
+        progress.losses.clear()
+        if loss < progress.best:
+            progress.best, progress.since_best = loss, 0
+            if section.early_stop is not None:
+                self.best = {name: value.clone() for name, value in self._current().items()}
+        else:
+            progress.since_best += 1
+            progress.stopped = section.early_stop is not None and progress.since_best >= section.early_stop
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss over held-out images at fixed noise levels with fixed noise: comparable between steps and runs."""
+        views = self.held_out
+        assert views is not None, "there are held-out images"
+        count = min(len(views), HELD_OUT_IMAGES)
+        picked = np.linspace(0, len(views) - 1, count).round().astype(np.int64)
+        losses = []
+        with self.averaged(), self.trainee.computing(training=False):
+            for level in HELD_OUT_LEVELS:
+                time = round(level * (len(self.kept) - 1))
+                seeds = np.array([seed_from(HELD_OUT_SEED, level, int(i)) for i in picked]) % 2**62
+                zeros = np.zeros(count, np.int64)
+                batch = Batch(picked, zeros, zeros, np.full(count, time), seeds)
+                for start in range(0, count, self.progress.micro_batch):
+                    losses.append(
+                        self._losses(views, batch.part(start, start + self.progress.micro_batch)).float().cpu()
+                    )
+        return float(torch.cat(losses).mean())
+
+    # ---------------------------------------------------------------- state
+
+    def averaged(self) -> Any:
+        """The moving average in place of the weights for a block; nothing without one."""
+        return _swapped(self.parameters, self.average)
+
+    def _current(self) -> dict[str, torch.Tensor]:
+        return self.average or {name: p.detach() for name, p in self.parameters.items()}
+
+    def finish(self) -> None:
+        """Leave in the model what is to be shipped: the best seen with early stop, else the average or the last."""
+        with torch.no_grad():
+            for name, value in (self.best or self._current()).items():
+                self.parameters[name].copy_(value)
+
+    def state(self) -> State:
+        progress = self.progress
+        tensors = {f"value/{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        moments = self.optimizer.state_dict()["state"]
+        tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for i, state in moments.items() for k, v in state.items()}
+        facts = {
+            "log": progress.log,
+            "losses": progress.losses,
+            "best": progress.best if math.isfinite(progress.best) else None,
+            "since_best": progress.since_best,
+            "stopped": progress.stopped,
+            "micro_batch": progress.micro_batch,
+        }
+        return State(progress.step, tensors, facts)
+
+    def restore(self, state: State, *, fresh: bool = False) -> None:
+        """Go on exactly where a state was taken; `fresh` takes its values only, with a new optimiser at step 0."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"value": {}, "average": {}, "best": {}, "optimizer": {}}
+        for key, value in state.tensors.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = value.to(self.trainee.device) if part != "optimizer" else value
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(parts["value"][name])
+        if fresh:
+            self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if self.average else {}
+            return
+        # in the parameters' own order, which a file sorted by name does not keep
+        self.average = {name: parts["average"][name].clone() for name in self.average}
+        self.best = {name: parts["best"][name] for name in self.parameters if name in parts["best"]}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, name = key.split("/")
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        facts = state.facts
+        self.progress = Progress(
+            state.step, list(facts["log"]), list(facts["losses"]),
+            math.inf if facts["best"] is None else facts["best"],
+            facts["since_best"], facts["stopped"], facts["micro_batch"],
+        )  # fmt: skip
+
+
+def milestones(steps: int, count: int) -> set[int]:
+    """`count` steps evenly spaced, the last one among them.
+
+    >>> sorted(milestones(300, 4)), milestones(10, 0)
+    ([75, 150, 225, 300], set())
+    """
+    return {round(steps * (k + 1) / count) for k in range(count)} - {0} if count else set()
+
+
+class _swapped:
+    """Other values in place of parameters for a block."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+        self.parameters, self.values, self.kept = parameters, values, {}
+
+    def __enter__(self) -> None:
+        for name, value in self.values.items():
+            self.kept[name] = self.parameters[name].data
+            self.parameters[name].data = value
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.kept.items():
+            self.parameters[name].data = value

@@ -1,0 +1,224 @@
+"""One course of learning: encode, train with checkpoints, preview, and remember what was seen. Needs torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from variegate.backends.adapter import ADAPTER
+from variegate.backends.diffusion import DiffusionBackend
+from variegate.errors import TaskFailed
+from variegate.judge import Judge, class_agreement, train_judge
+from variegate.pipeline import Context
+from variegate.records import RealImage, seed_from
+from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
+from variegate.stages.adapt.copies import count_copies
+from variegate.stages.adapt.fit import Fit, Views, milestones
+from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
+from variegate.stages.adapt.preview import draw_preview, plan_preview, sheet
+from variegate.stages.adapt.sampling import image_weights
+from variegate.stages.adapt.team import Lesson, join
+from variegate.stages.adapt.trainee import Trainee
+from variegate.stages.adapt.views import encode_views, mask_views
+
+
+class Course:
+    """Trains every group of classes in turn: all at once (joint), or each class alone."""
+
+    def __init__(self, context: Context, backend: DiffusionBackend, material: Material, key: str) -> None:
+        self.context, self.backend, self.material, self.key = context, backend, material, key
+        self.recipe, self.section, self.folder = context.recipe, context.recipe.adapt, context.folder
+        self.seed = seed_from(self.recipe.seed, "adapt")
+        self.team = join()
+        # latents first: the autoencoder and the base model are as they came
+        self.views = self._views(material.train, material.captions)
+        self.held_out = self._held_out()
+        self.prior = self._prior()
+        self.judge = self._teach() if self.section.previews else None
+        self.trainee = Trainee(backend, self.section, material.placeholders, material.words, self.seed)
+        self.plan = plan_preview(material.captions, labels_of(material.train), seed_from(self.recipe.seed, "preview"))
+        self.log: list[dict[str, Any]] = []
+        self.previewed = self.folder.path(PREVIEW).is_file()
+        self.seen: dict[str, Any] = {}  # what the latest preview showed
+        self.steps_done, self.rate = 0, 0.0
+        self.num_parameters = sum(p.numel() for p in self.trainee.named_parameters().values())
+
+    # ---------------------------------------------------------------- material
+
+    def _views(self, images: Sequence[RealImage], captions: Sequence[Sequence[str]]) -> Views:
+        section = self.section
+        with self.context.reporter.bar("encoding", len(images)) as bar:
+            latents = encode_views(
+                self.backend,
+                images,
+                self.folder.root,
+                section,
+                self.recipe.dataset,
+                seed=self.seed,
+                advance=bar.advance,
+            )
+        masks = None
+        if section.mask == "foreground":
+            edge, latent_px = self.backend.spec.size_px, self.backend.latent_px
+            masks = mask_views(images, section, self.recipe.dataset, edge=edge, latent_px=latent_px, seed=self.seed)
+        return Views(latents, captions, image_weights(labels_of(images), section.balance), masks)
+
+    def _held_out(self) -> Views | None:
+        if not self.material.held_out or not self.section.evaluations:
+            return None
+        return self._views(self.material.held_out, self.material.held_out_captions)
+
+    def _prior(self) -> Views | None:
+        """Images of the model as it is, drawn once and cached as latents."""
+        prior = self.section.prior
+        if not prior.images:
+            return None
+        from safetensors.torch import load_file, save
+
+        from variegate.files import write_atomic
+        from variegate.records import content_id
+        from variegate.stages.adapt.views import CACHE
+
+        spec = self.backend.spec
+        name = content_id("prior", spec.fingerprint, spec.to_json() | {"path": ""}, prior.images, prior.text, self.seed)
+        path = self.folder.root / CACHE / f"{name}.safetensors"
+        if not path.is_file():
+            pixels = []
+            with self.context.reporter.bar("drawing prior images", prior.images) as bar:
+                for start in range(0, prior.images, spec.batch):
+                    count = min(spec.batch, prior.images - start)
+                    seeds = [seed_from(self.seed, "prior", start + k) for k in range(count)]
+                    pixels.append(self.backend.draw([prior.text] * count, None, strengths=[1.0] * count,
+                                                    steps=spec.steps, seeds=seeds))  # fmt: skip
+                    bar.advance(count)
+            latents = self.backend.encode_sources(np.concatenate(pixels)).half().contiguous()
+            write_atomic(path, save({"latents": latents}))
+        latents = load_file(path)["latents"][:, None]
+        return Views(latents, [[prior.text]] * len(latents), np.full(len(latents), 1 / len(latents)))
+
+    def _teach(self) -> Judge | None:
+        """A judge on the base model's features, taught by the training images."""
+        train = self.material.train
+        pixels = load_pixels(self.recipe, train, self.backend.spec.size_px)
+        features = np.concatenate([self.backend.features(pixels), self.backend.features(pixels[:, :, ::-1])])
+        labels, groups = labels_of(train) * 2, [image.id for image in train] * 2
+        return train_judge(features, np.array(labels), groups, seed=seed_from(self.seed, "judge"))
+
+    def _groups(self) -> list[np.ndarray]:
+        """Which training images each run learns from."""
+        labels = np.array(labels_of(self.material.train))
+        if self.section.joint:
+            return [np.arange(len(labels))]
+        return [np.flatnonzero(labels == label) for label in sorted(set(labels.tolist()))]
+
+    # ---------------------------------------------------------------- learning
+
+    def run(self) -> None:
+        """Train what is not trained yet; raises TaskFailed naming the step and the last good checkpoint."""
+        groups, section = self._groups(), self.section
+        state, notes = read_checkpoint(self.folder.root, self.key)
+        for note in notes:
+            self.context.reporter.line(f"adapt: {note}")
+        done = state.step if state else 0
+        first = min(max(done - 1, 0) // section.steps, len(groups) - 1)  # a group's last state is still its own
+        self.steps_done = first * section.steps
+        if state:
+            self.log, self.seen = list(state.facts["course_log"]), dict(state.facts["seen"])
+        with self.context.reporter.bar("adapting", section.steps * len(groups), unit="steps", done=done) as bar:
+            start, resumed = time.monotonic(), done
+            for number in range(first, len(groups)):
+                fit = self._fit(groups, number)
+                if state:
+                    fit.restore(_within(state, state.step - number * section.steps))
+                self._call_team(fit, number, fresh=state is None)
+                state = None
+                self._train(fit, number, bar)
+                self.log += (
+                    [{"class": number, **line} for line in fit.progress.log] if len(groups) > 1 else fit.progress.log
+                )
+                self.steps_done += fit.progress.step
+                fit.finish()
+            taken = max(self.steps_done - resumed, 0) * section.batch
+            self.rate = taken / max(time.monotonic() - start, 1e-6)
+        if section.previews and not self.previewed:  # stopped early, before the first preview
+            self._preview(self.steps_done)
+
+    def _call_team(self, fit: Fit, number: int, *, fresh: bool) -> None:
+        if self.team.size == 1 or fit.progress.step >= self.section.steps or fit.progress.stopped:
+            return
+        material = self.material
+        names = (material.placeholders, material.words, self.seed, number)
+        self.team.tell(Lesson(*names, fit.views, self.prior, fit.state(), fresh))
+
+    def _fit(self, groups: Sequence[np.ndarray], number: int) -> Fit:
+        views = self.views
+        if len(groups) > 1:
+            own = groups[number]
+            masks = None if views.masks is None else views.masks[torch.from_numpy(own)]
+            captions = [views.captions[k] for k in own]
+            views = Views(views.latents[torch.from_numpy(own)], captions, np.full(len(own), 1 / len(own)), masks)
+        say = lambda line: self.context.reporter.line(f"adapt: {line}")  # noqa: E731
+        held_out = self.held_out if len(groups) == 1 else None
+        return Fit(self.trainee, self.section, views, held_out, self.prior, seed=seed_from(self.seed, number), say=say)
+
+    def _train(self, fit: Fit, number: int, bar: Any) -> None:
+        section, first = self.section, number * self.section.steps
+        saves, previews = milestones(section.steps, section.checkpoints), milestones(section.steps, section.previews)
+        stops = sorted(saves | (previews if section.joint else set()) | {section.steps})
+        for stop in stops:
+            if stop <= fit.progress.step or fit.progress.stopped:
+                continue
+            try:
+                fit.run(stop, on_step=lambda _: bar.advance(1))
+            except TaskFailed as exc:
+                text = f"{exc.reason} (last good checkpoint: {last_checkpoint(self.folder.root, self.key)})"
+                raise TaskFailed(exc.task, text) from exc
+            if stop in previews and section.joint:
+                with fit.averaged():
+                    self._preview(stop)
+            if stop in saves or stop == section.steps:
+                state = fit.state()
+                facts = {**state.facts, "course_log": self.log, "seen": self.seen}
+                write_checkpoint(self.folder.root, State(first + state.step, state.tensors, facts), self.key)
+
+    # ---------------------------------------------------------------- looking
+
+    def _preview(self, step: int) -> None:
+        """Draw the grid, keep it under its step and as the latest, and count near-copies of training images."""
+        pixels = draw_preview(self.trainee, self.plan)
+        page = sheet(pixels)
+        self.folder.write(f"{ADAPTER}/preview-{step:06d}.png", page)
+        self.folder.write(PREVIEW, page)
+        self.previewed = True
+        train = load_pixels(self.recipe, self.material.train, self.backend.spec.size_px)
+        flat = pixels.reshape(-1, *pixels.shape[2:])
+        self.seen = {"preview_copies": count_copies(flat, train), "preview_images": len(flat)}
+        if self.judge is not None and not self.judge.is_weak:
+            with self.trainee.as_base():
+                features = self.backend.features(flat)
+            targets = np.repeat(self.plan.labels, pixels.shape[1])
+            agreement = float(class_agreement(self.judge, features, targets).mean())
+            self.seen |= {"preview_agreement": round(agreement, 4), "judge_accuracy": round(self.judge.cv_accuracy, 4)}
+        self.context.reporter.event("preview", step=step, **self.seen)
+
+    def scores(self) -> dict[str, Any]:
+        """What is known of how good the adapter is."""
+        losses = [line["held_out_loss"] for line in self.log if "held_out_loss" in line]
+        if not losses:
+            return dict(self.seen)
+        return self.seen | {"held_out_first": losses[0], "held_out_last": losses[-1], "held_out_best": min(losses)}
+
+    @property
+    def warnings(self) -> list[str]:
+        copies, count = self.seen.get("preview_copies", 0), self.seen.get("preview_images", 0)
+        text = f"{copies} of {count} previews are nearly copies of training images: fewer adapt.steps may do"
+        return [text] if copies else []
+
+
+def _within(state: State, step: int) -> State:
+    """A course's state as one group's: its steps counted from the group's start."""
+    return State(step, state.tensors, state.facts)

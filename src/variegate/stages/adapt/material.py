@@ -1,0 +1,98 @@
+"""What is learned from: the training split's images with captions; validation images for the held-out loss only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from variegate.backends.adapter import placeholder
+from variegate.backends.base import BackendSpec, resolve_backend
+from variegate.backends.folder import find_model, model_fingerprint
+from variegate.errors import DataError, Problem
+from variegate.images import load_squares
+from variegate.recipe import BackendSection, Recipe
+from variegate.records import ClassInfo, RealImage, content_id
+from variegate.stages.adapt.captions import captions_of
+from variegate.store import RunFolder
+from variegate.templates import plain_name
+
+PREVIEW = "adapt/preview.png"
+PARENT_STEPS, PARENT_GUIDANCE = 20, 3.0  # previews of a parent whose own recipe says nothing of many steps
+HELD_OUT = 64  # validation images encoded for the held-out loss
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything a course of learning is given."""
+
+    classes: tuple[ClassInfo, ...]
+    train: tuple[RealImage, ...]
+    held_out: tuple[RealImage, ...]
+    placeholders: tuple[str, ...]
+    words: tuple[str, ...]  # what first token values come from
+    captions: tuple[tuple[str, ...], ...]
+    held_out_captions: tuple[tuple[str, ...], ...]
+
+
+def gather(recipe: Recipe, folder: RunFolder) -> Material:
+    """Training images, captions and placeholders; validation images for the held-out loss only."""
+    classes = tuple(folder.classes())
+    train = tuple(sorted(folder.real_images("train"), key=lambda image: image.id))
+    val = sorted(folder.real_images("val"), key=lambda image: image.id)
+    held_out = tuple(val[round(k)] for k in np.linspace(0, len(val) - 1, min(HELD_OUT, len(val)))) if val else ()
+    if not train:
+        raise DataError(Problem("adapt", "there is no training image"))
+    names = tuple(placeholder(info.label) for info in classes) if recipe.adapt.has_tokens else ()
+    return Material(
+        classes=classes,
+        train=train,
+        held_out=held_out,
+        placeholders=names,
+        words=tuple(plain_name(info) for info in classes),
+        captions=tuple(map(tuple, captions_of(recipe, classes, train, names))),
+        held_out_captions=tuple(map(tuple, captions_of(recipe, classes, held_out, names))),
+    )
+
+
+def splits_hash(folder: RunFolder) -> str:
+    """Of which image is in which split."""
+    return content_id(sorted((image.sha256 or image.id, image.split) for image in folder.real_images()))
+
+
+def labels_of(images: Sequence[RealImage]) -> list[int]:
+    return [image.label for image in images]
+
+
+def load_pixels(recipe: Recipe, images: Sequence[RealImage], size_px: int) -> np.ndarray:
+    """uint8 [N, size_px, size_px, 3] as the model sees them."""
+    section = recipe.dataset
+    return load_squares([Path(image.path) for image in images], size_px, section.fit, section.max_megapixels)
+
+
+def training_section(recipe: Recipe) -> BackendSection:
+    """The backend that learns: adapt.model where it is named, in as many steps as its previews need, else the recipe's own."""
+    own = recipe.backend
+    if recipe.adapt.model is None:
+        return own
+    few = {"steps": PARENT_STEPS, "guidance_scale": PARENT_GUIDANCE} if own.steps < PARENT_STEPS else {}
+    return own.model_copy(update={"model": recipe.adapt.model, "revision": None, **few})
+
+
+def training_fingerprint(recipe: Recipe) -> str:
+    section = training_section(recipe)
+    return model_fingerprint(find_model(section.model, section.revision))
+
+
+def training_spec(recipe: Recipe) -> BackendSpec:
+    """The backend that is trained and previews, in a dtype whose gradients do not vanish."""
+    spec = resolve_backend(training_section(recipe))
+    dtype = recipe.adapt.dtype
+    if dtype == "auto":
+        dtype = "fp32" if spec.dtype == "fp16" else spec.dtype  # type: ignore[assignment]
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a team on this machine share its cores
+    threads = max(spec.threads // together, 1)
+    return replace(spec, dtype=dtype, compile=False, threads=threads)  # type: ignore[arg-type]

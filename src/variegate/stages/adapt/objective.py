@@ -1,0 +1,51 @@
+"""What the U-Net should predict and how much each noise level counts. Pure tensor functions.
+
+x_t = alpha x_0 + sigma eps; v = alpha eps - sigma x_0 (arXiv 2202.00512).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def noised(clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """x_t [N, C, h, w] for alpha^2 = `kept` [N]."""
+    alpha, sigma = _levels(kept)
+    return alpha * clean + sigma * noise
+
+
+def target(kind: str, clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What a model of this prediction type (epsilon, v_prediction, sample) is asked for."""
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return clean
+    alpha, sigma = _levels(kept)
+    return alpha * noise - sigma * clean
+
+
+def level_weights(kind: str, kept: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """min-SNR weights [N] (arXiv 2303.09556, eq. 9 and its forms for v and x_0); ones without a cap."""
+    if cap is None:
+        return torch.ones_like(kept)
+    ratio = kept / (1 - kept).clamp(min=1e-8)  # signal to noise
+    capped = ratio.clamp(max=cap)
+    if kind == "epsilon":
+        return capped / ratio.clamp(min=1e-8)
+    return capped if kind == "sample" else capped / (ratio + 1)
+
+
+def item_losses(
+    predicted: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted mean squared error of each item [N]; with a mask [N, 1, h, w] in [0, 1] only what it covers counts."""
+    error = (predicted.float() - wanted.float()).square()
+    if mask is None:
+        return weights * error.mean((1, 2, 3))
+    covered = mask.sum((1, 2, 3)).clamp(min=1e-3) * error.shape[1]
+    return weights * (error * mask).sum((1, 2, 3)) / covered
+
+
+def _levels(kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    shaped = kept.view(-1, 1, 1, 1)
+    return shaped.sqrt(), (1 - shaped).sqrt()

@@ -1,0 +1,58 @@
+"""The preview grid: the same prompts and seeds every time, one column a class, rows of different noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from variegate.images import encode_image
+from variegate.records import seed_from
+from variegate.stages.adapt.trainee import Trainee
+
+CLASSES, ROWS = 10, 3
+GAP_PX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPlan:
+    """What is drawn: `labels` [columns] and their prompts [columns][rows]."""
+
+    labels: tuple[int, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    seed: int
+
+    def seeds(self) -> list[int]:
+        """One a row: a row compares classes on the same noise."""
+        return [seed_from(self.seed, "preview", row) for row in range(ROWS)]
+
+
+def plan_preview(captions: Sequence[Sequence[str]], labels: Sequence[int], seed: int) -> PreviewPlan:
+    """Up to ten classes, evenly picked; each drawn from captions of its own training images."""
+    present = sorted(set(labels))
+    picked = [present[round(k)] for k in np.linspace(0, len(present) - 1, min(CLASSES, len(present)))]
+    prompts = []
+    for label in picked:
+        own = [text for texts, other in zip(captions, labels, strict=True) if other == label for text in texts]
+        prompts.append(tuple(own[row % len(own)] for row in range(ROWS)))
+    return PreviewPlan(tuple(picked), tuple(prompts), seed)
+
+
+def draw_preview(trainee: Trainee, plan: PreviewPlan) -> np.ndarray:
+    """uint8 [columns, rows, S, S, 3]."""
+    prompts = [prompt for column in plan.prompts for prompt in column]
+    seeds = plan.seeds() * len(plan.prompts)
+    pixels = trainee.draw(prompts, seeds)
+    return pixels.reshape(len(plan.prompts), ROWS, *pixels.shape[1:])
+
+
+def sheet(pixels: np.ndarray) -> bytes:
+    """The grid as PNG, classes across, rows down."""
+    columns, rows, edge = pixels.shape[:3]
+    pitch = edge + GAP_PX
+    page = np.full((rows * pitch - GAP_PX, columns * pitch - GAP_PX, 3), 255, np.uint8)
+    for column in range(columns):
+        for row in range(rows):
+            page[row * pitch : row * pitch + edge, column * pitch : column * pitch + edge] = pixels[column, row]
+    return encode_image(page, "png")

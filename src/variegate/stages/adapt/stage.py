@@ -1,0 +1,200 @@
+"""Adapt stage: teach the drawing model the classes, or take an adapter that exists; writes adapt/. Glue only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from variegate import __version__
+from variegate.backends.adapter import (
+    ADAPTER,
+    FACTS,
+    LORA,
+    TOKENS,
+    AdapterFacts,
+    adapter_hash,
+    check_fit,
+    read_adapter,
+    write_adapter,
+)
+from variegate.backends.folder import find_model, read_model
+from variegate.errors import DataError, ModelError, Problem
+from variegate.pipeline import Context
+from variegate.recipe import Recipe
+from variegate.records import ClassInfo, content_id
+from variegate.stages.adapt.material import (
+    PREVIEW,
+    Material,
+    gather,
+    splits_hash,
+    training_fingerprint,
+    training_section,
+    training_spec,
+)
+from variegate.store import RunFolder, explained
+
+NAME = "adapt"
+LOG = "adapt/log.jsonl"
+
+
+def inputs(recipe: Recipe) -> dict[str, Any]:
+    """What the adapter depends on besides the data; nothing of it when none is used."""
+    section = recipe.adapt
+    if section.method == "none":
+        return {"adapt": "none"}
+    keys = {"adapt": section.model_dump(), "seed": recipe.seed, "backend": recipe.backend.model_dump()}
+    keys["model"] = training_fingerprint(recipe)
+    if section.method == "file":
+        return keys | {"file": adapter_hash(Path(str(section.path)))}
+    return keys | {"texts": recipe.prompts.text, "environments": recipe.prompts.environments, "fit": recipe.dataset.fit}
+
+
+def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
+    """Raise UserError with everything that would stop adapting, before anything slow."""
+    section = recipe.adapt
+    if section.method == "none":
+        return
+    if section.method == "file":
+        problems = check_fit(
+            Path(str(section.path)),
+            fingerprint=training_fingerprint(recipe),
+            model=training_section(recipe).model,
+            classes=[info.name for info in classes],
+        )
+        if problems:
+            raise ModelError(problems)
+        return
+    facts = read_model(find_model(training_section(recipe).model, training_section(recipe).revision))
+    if facts.levels is not None and section.timesteps == "all":
+        text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
+        remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
+        raise ModelError(Problem("adapt.model", text, remedy))
+    if section.mask == "foreground" and not recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet")):
+        raise DataError(
+            Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")
+        )
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Learn, or copy, the adapter; returns the counted line, losses and warnings."""
+    section = context.recipe.adapt
+    if section.method == "none":
+        return {"line": "nothing to learn: the model draws as it is", "method": "none"}
+    if section.method == "file":
+        return _take(context)
+    return _learn(context)
+
+
+# ------------------------------------------------------------------------------------------ an adapter that exists
+
+
+def _take(context: Context) -> dict[str, Any]:
+    recipe, folder = context.recipe, context.folder
+    source = Path(str(recipe.adapt.path))
+    names = [info.name for info in folder.classes()]
+    problems = check_fit(
+        source,
+        fingerprint=training_fingerprint(recipe),
+        model=training_section(recipe).model,
+        classes=names,
+        splits=splits_hash(folder),
+    )
+    if problems:
+        raise ModelError(problems)
+    facts = read_adapter(source)
+    with explained(folder.root):
+        folder.path(ADAPTER).mkdir(exist_ok=True)
+        for name in (*TOKENS, LORA, FACTS):  # the facts last: a folder that has them is whole
+            if (source / name).is_file() and source.resolve() != folder.path(ADAPTER):
+                shutil.copyfile(source / name, folder.path(ADAPTER) / f".{name}.tmp")
+                (folder.path(ADAPTER) / f".{name}.tmp").replace(folder.path(ADAPTER) / name)
+    _register(folder)
+    warnings = []
+    if not facts.splits:
+        warnings.append("the adapter does not tell which images it was made from: it may have seen test images")
+    line = f"{facts.method} for {len(names)} classes taken from {source.name}"
+    return {"line": "; ".join([line, *warnings]), "method": facts.method, "warnings": warnings}
+
+
+def _register(folder: RunFolder) -> None:
+    for name in (*TOKENS, LORA, FACTS):
+        if (folder.path(ADAPTER) / name).is_file():
+            folder.put_artefact(NAME, name, f"{ADAPTER}/{name}")
+
+
+# ------------------------------------------------------------------------------------------ learning
+
+
+def _learn(context: Context) -> dict[str, Any]:
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt.learn import Course
+
+    recipe, folder = context.recipe, context.folder
+    start = time.monotonic()
+    material = gather(recipe, folder)
+    spec = training_spec(recipe)
+    key = content_id(
+        __version__, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
+        [(image.id, image.sha256) for image in (*material.train, *material.held_out)],
+        material.captions, material.held_out_captions,
+    )  # fmt: skip
+    with explained(folder.root), DiffusionBackend.open(spec) as backend:
+        course = Course(context, backend, material, key)
+        course.run()
+        facts = AdapterFacts(
+            method=recipe.adapt.method,  # type: ignore[arg-type]
+            classes=tuple(info.name for info in material.classes),
+            placeholders=material.placeholders,
+            vectors=recipe.adapt.vectors,
+            base={"model": spec.model, "revision": spec.revision, "fingerprint": spec.fingerprint},
+            data=content_id(sorted((image.id, image.sha256) for image in material.train)),
+            splits=splits_hash(folder),
+            recipe={"seed": recipe.seed, "adapt": recipe.adapt.model_dump(), "prompts": recipe.prompts.model_dump()},
+            versions=_versions(),
+            scores=course.scores(),
+        )
+        write_adapter(folder.path(ADAPTER), facts, course.trainee.learned_tokens(), course.trainee.learned_lora())
+    folder.write(LOG, "".join(json.dumps(line) + "\n" for line in course.log))
+    _register(folder)
+    return _summary(recipe, material, course, time.monotonic() - start)
+
+
+def _summary(recipe: Recipe, material: Material, course: Any, seconds: float) -> dict[str, Any]:
+    section, scores = recipe.adapt, course.scores()
+    line = f"{section.method} for {len(material.classes)} classes, {course.steps_done:,} steps in {seconds:.0f} s"
+    if "held_out_first" in scores:
+        line += f", held-out loss {scores['held_out_first']:.4f} -> {scores['held_out_last']:.4f}"
+    if "preview_agreement" in scores:
+        sure, right = 100 * scores["preview_agreement"], 100 * scores["judge_accuracy"]
+        line += f", previews agree with their class {sure:.0f} % (judge right on {right:.0f} % of real images)"
+    return {
+        "line": "; ".join([line, *course.warnings]),
+        "method": section.method,
+        "classes": len(material.classes),
+        "images": len(material.train),
+        "trained_parameters": course.num_parameters,
+        "steps": course.steps_done,
+        "images_seen": course.steps_done * section.batch,
+        "images_per_second": round(course.rate, 3),
+        "seconds": round(seconds, 3),
+        "scores": scores,
+        "log": course.log,
+        "preview": PREVIEW if course.previewed else None,
+        "preview_columns": [
+            [material.classes[label].name, prompts[0]]
+            for label, prompts in zip(course.plan.labels, course.plan.prompts, strict=True)
+        ],
+        "warnings": course.warnings,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    return {"variegate": __version__} | {
+        name: metadata.version(name) for name in ("torch", "diffusers", "peft", "transformers")
+    }

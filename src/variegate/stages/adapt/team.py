@@ -1,0 +1,119 @@
+"""Several processes that adapt one model together, started by `accelerate launch` or torchrun.
+
+The first process works through the run as ever. The others wait, are sent the lesson (latents and captions, so they need no
+access to the data or the run folder), take their slice of every batch, and write nothing. Batches and noise depend on the step
+only, so the loss curve is that of one process with the same global batch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from variegate.stages.adapt.checkpoints import State
+
+if TYPE_CHECKING:
+    from variegate.recipe import Recipe
+    from variegate.stages.adapt.fit import Views
+
+PATIENCE = timedelta(hours=12)  # the others wait while the first one reads data, previews and draws
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Add up over all processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def agree(self, flag: bool) -> bool:
+        """What the first process says."""
+        return bool(self.tell(flag)) if self.size > 1 else flag
+
+    def tell(self, message: Any) -> Any:
+        """Send the first process's message to the others; every process returns it."""
+        if self.size == 1:
+            return message
+        box = [message if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """All that the other processes need for one course; tensors on the CPU."""
+
+    placeholders: tuple[str, ...]
+    words: tuple[str, ...]
+    seed: int
+    number: int  # of the group of classes
+    views: Views
+    prior: Views | None
+    state: State  # where to start: values may come from a checkpoint or from another group's run
+    fresh: bool  # whether the optimiser starts anew
+
+
+def size_of_team() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> Team:
+    """Meet the other processes; alone where there are none."""
+    size = size_of_team()
+    if size == 1:
+        return Team()
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    return Team(int(os.environ["RANK"]), size)
+
+
+def own_device(device: str) -> str:
+    """`cuda` means this process's own one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and size_of_team() > 1 else device
+
+
+def dismiss() -> None:
+    """Send the others home."""
+    if size_of_team() > 1:
+        join().tell(None)
+        torch.distributed.destroy_process_group()
+
+
+def help_out(recipe: Recipe) -> int:
+    """What every process but the first does: follow lessons until sent home; returns how many there were."""
+    from dataclasses import replace
+
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt.fit import Fit
+    from variegate.stages.adapt.material import training_spec
+    from variegate.stages.adapt.trainee import Trainee
+
+    team, count = join(), 0
+    spec = training_spec(recipe)
+    while (lesson := team.tell(None)) is not None:
+        with DiffusionBackend.open(replace(spec, device=own_device(spec.device))) as backend:
+            trainee = Trainee(backend, recipe.adapt, lesson.placeholders, lesson.words, lesson.seed)
+            fit = Fit(
+                trainee,
+                recipe.adapt,
+                lesson.views,
+                None,
+                lesson.prior,
+                seed=lesson.seed,
+                number=lesson.number,
+                team=team,
+            )
+            fit.restore(lesson.state, fresh=lesson.fresh)
+            fit.run(recipe.adapt.steps)
+        count += 1
+    torch.distributed.destroy_process_group()
+    return count

@@ -1,0 +1,247 @@
+"""The drawing model with what is trained in it: token rows before the text encoder, LoRA in U-Net and text encoder.
+
+Everything else is frozen. The frozen weights are in bf16 where the processor has it, what is trained is always fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from variegate.backends.adapter import expand, text_encoders
+from variegate.backends.denoise import Text
+from variegate.backends.diffusion import DiffusionBackend
+from variegate.errors import ModelError, Problem
+from variegate.recipe import AdaptSection
+from variegate.stages.adapt.tokens import TokenEmbedding, add_tokens, first_rows, grouped, token_names
+
+LORA_NAME = "variegate"
+
+
+@dataclass(slots=True)
+class Encoder:
+    """A text encoder with its tokenizer; `rows` is None where no tokens are learned."""
+
+    tokenizer: Any
+    model: Any
+    rows: TokenEmbedding | None = None
+    ids: dict[str, torch.Tensor] = field(default_factory=dict)  # caption -> token ids
+
+    def token_ids(self, caption: str) -> torch.Tensor:
+        if caption not in self.ids:
+            self.ids[caption] = self.tokenizer(
+                caption,
+                padding="max_length",
+                truncation=True,
+                max_length=self.tokenizer.model_max_length,
+                return_tensors="pt",
+            ).input_ids[0]
+        return self.ids[caption]
+
+
+class Trainee:
+    """What `fit` trains; made from an open backend, whose pipeline it changes in place."""
+
+    def __init__(
+        self,
+        backend: DiffusionBackend,
+        section: AdaptSection,
+        placeholders: Sequence[str],
+        words: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.backend, self.section, self.placeholders = backend, section, tuple(placeholders)
+        self.pipe, self.unet = backend.pipe, backend.pipe.unet
+        self.device = backend.device
+        self.sdxl = backend.facts.family == "sdxl"
+        self.encoders = [Encoder(*pair) for pair in text_encoders(self.pipe)]
+        for part in (self.unet, self.pipe.vae, *(encoder.model for encoder in self.encoders)):
+            part.requires_grad_(False)
+        if section.has_tokens:
+            self._add_tokens(words, seed)
+        if section.has_lora:
+            with _seeded(seed):
+                self._add_lora()
+        for parameter in self.named_parameters().values():
+            parameter.requires_grad_(True)  # peft freezes all the rest of a text encoder, its new token rows too
+        if section.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.vectors = dict.fromkeys(self.placeholders, section.vectors) if section.has_tokens else {}
+        self._texts: dict[str, Text] = {}  # captions encoded once, where nothing trained sits before them
+
+    # ---------------------------------------------------------------- building
+
+    def _add_tokens(self, words: Sequence[str], seed: int) -> None:
+        names = token_names(self.placeholders, self.section.vectors)
+        for number, encoder in enumerate(self.encoders):
+            matrix = encoder.model.get_input_embeddings()
+            generator = torch.Generator().manual_seed((seed + number) % 2**63)
+            rows = first_rows(
+                encoder.tokenizer, matrix.weight.cpu(), words, self.section.vectors, self.section.init, generator
+            )
+            add_tokens(encoder.tokenizer, names, matrix.num_embeddings)
+            encoder.rows = TokenEmbedding(matrix, rows).to(self.device)
+            encoder.rows.rows.data = encoder.rows.rows.data.float()
+            encoder.model.set_input_embeddings(encoder.rows)
+
+    def _add_lora(self) -> None:
+        from peft import LoraConfig
+
+        section = self.section
+        settings = {"r": section.rank, "lora_alpha": section.alpha or section.rank, "lora_dropout": section.dropout}
+        try:
+            self.unet.add_adapter(LoraConfig(**settings, target_modules=list(section.targets)), LORA_NAME)
+        except ValueError as exc:
+            text = f"no module of the U-Net ends in {', '.join(section.targets)}"
+            raise ModelError(
+                Problem("adapt.targets", text, "use to_q, to_k, to_v, to_out.0, proj_in, conv1, ...")
+            ) from exc
+        if section.text_encoder_lora:
+            for encoder in self.encoders:
+                config = LoraConfig(**settings, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
+                encoder.model.add_adapter(config, LORA_NAME)
+        for _, parameter in self._lora_parameters():
+            parameter.data = parameter.data.float()
+
+    # ---------------------------------------------------------------- parameters
+
+    def token_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(f"tokens.{k}", e.rows.rows) for k, e in enumerate(self.encoders) if e.rows is not None]
+
+    def lora_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return sorted(self._lora_parameters())
+
+    def _lora_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        roots = {"unet": self.unet} | {_encoder_name(k): e.model for k, e in enumerate(self.encoders)}
+        for root, model in roots.items():
+            for name, parameter in model.named_parameters():
+                if f".{LORA_NAME}." in name:
+                    yield f"{root}.{name}", parameter
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Everything trained, in a fixed order."""
+        return dict([*self.token_parameters(), *self.lora_parameters()])
+
+    def learned_tokens(self) -> list[dict[str, torch.Tensor]]:
+        """{placeholder: rows} for each text encoder, as written; empty without tokens."""
+        section = self.section
+        return [grouped(e.rows.rows, self.placeholders, section.vectors) for e in self.encoders if e.rows is not None]
+
+    def learned_lora(self) -> dict[str, torch.Tensor]:
+        """diffusers' names, alpha / rank folded into B, so that every loader reads the same update."""
+        scale = (self.section.alpha or self.section.rank) / self.section.rank
+        found = {}
+        for name, parameter in self.lora_parameters():
+            key = name.replace(f".{LORA_NAME}.", ".")
+            found[key] = parameter.detach() * (scale if ".lora_B." in key else 1.0)
+        return found
+
+    # ---------------------------------------------------------------- running
+
+    @contextmanager
+    def computing(self, training: bool) -> Iterator[None]:
+        """Autocast to the frozen weights' dtype; on the CPU plain attention is faster for few positions."""
+        kind = self.device.type
+        half = self.backend.dtype != torch.float32
+        for part in (self.unet, *(encoder.model for encoder in self.encoders)):
+            part.train(training)
+        with torch.autocast(kind, self.backend.dtype, enabled=half), _attention(kind):
+            yield
+        for part in (self.unet, *(encoder.model for encoder in self.encoders)):
+            part.eval()
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """The model as it came, for describing images: LoRA switched off, no learned token in the prompt."""
+        adapted = [self.unet] if self.section.has_lora else []
+        adapted += [e.model for e in self.encoders] if self.section.has_lora and self.section.text_encoder_lora else []
+        self.backend.forget_texts()
+        for part in adapted:
+            part.disable_adapters()
+        try:
+            yield
+        finally:
+            for part in adapted:
+                part.enable_adapters()
+            self.backend.forget_texts()
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether something trained sits before the prompt's embedding."""
+        return self.section.has_tokens or (self.section.has_lora and self.section.text_encoder_lora)
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        """The captions' embeddings, with gradients where something trained sits before them."""
+        if self.trains_text:
+            distinct = list(dict.fromkeys(captions))
+            text = self._encode(distinct)
+            places = torch.tensor([distinct.index(caption) for caption in captions], device=self.device)
+            return Text(text.tokens[places], None if text.pooled is None else text.pooled[places])
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._texts]
+        with torch.no_grad():
+            for caption in missing:
+                text = self._encode([caption])
+                self._texts[caption] = Text(text.tokens[0], None if text.pooled is None else text.pooled[0])
+        found = [self._texts[caption] for caption in captions]
+        pooled = None if found[0].pooled is None else torch.stack([text.pooled for text in found])  # type: ignore[misc]
+        return Text(torch.stack([text.tokens for text in found]), pooled)
+
+    def _encode(self, captions: Sequence[str]) -> Text:
+        """As diffusers' encode_prompt: the last hidden state, or SDXL's last but one of both encoders."""
+        texts = [expand(caption, self.vectors) for caption in captions]
+        hidden, pooled = [], None
+        for encoder in self.encoders:
+            ids = torch.stack([encoder.token_ids(text) for text in texts]).to(self.device)
+            out = encoder.model(ids, output_hidden_states=self.sdxl)
+            hidden.append(out.hidden_states[-2] if self.sdxl else out[0])
+            pooled = out[0] if self.sdxl else None
+        return Text(torch.cat(hidden, dim=-1), pooled)
+
+    def predict(self, noisy: torch.Tensor, times: torch.Tensor, text: Text) -> torch.Tensor:
+        """The U-Net's output [N, C, h, w]."""
+        extra: dict[str, Any] = {}
+        if text.pooled is not None:
+            edge = float(self.backend.spec.size_px)
+            sizes = torch.tensor([[edge, edge, 0.0, 0.0, edge, edge]], device=self.device, dtype=text.pooled.dtype)
+            extra["added_cond_kwargs"] = {"text_embeds": text.pooled, "time_ids": sizes.expand(len(noisy), -1)}
+        inputs = noisy.to(self.backend.dtype)
+        return self.unet(inputs, times, encoder_hidden_states=text.tokens, return_dict=False, **extra)[0]
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        """Images from text with the present weights; uint8 [N, S, S, 3]."""
+        self.backend.forget_texts()
+        with self.computing(training=False):
+            return self.backend.draw(
+                list(prompts),  # diffusers expands placeholders itself; doing it twice would garble them
+                None,
+                strengths=[1.0] * len(prompts),
+                steps=self.backend.spec.steps,
+                seeds=seeds,
+            )
+
+
+def _encoder_name(number: int) -> str:
+    return "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
+
+
+def _attention(kind: str) -> Any:
+    from contextlib import nullcontext
+
+    return sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's own generator, set for a block and put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+seeded = _seeded

@@ -1,0 +1,3 @@
+"""Models to check the fit with."""
+
+from tiny_models import tiny_sdxl  # noqa: F401 - fixture

@@ -1,0 +1,122 @@
+"""Latents, crops, flips and masks: encoded once, cut alike, read back on the second run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from adapting import learn, make_run, recipe_of, spec_of
+
+from variegate.backends.diffusion import DiffusionBackend
+from variegate.images import load_squares
+from variegate.recipe import AdaptSection, DatasetSection
+from variegate.stages.adapt.copies import count_copies, nearest_distances
+from variegate.stages.adapt.views import CACHE, encode_views, mask_views
+from variegate.store import RunFolder
+
+DATA = DatasetSection()
+
+
+@pytest.fixture
+def folder(tmp_path: Path):  # noqa: ANN201
+    with make_run(tmp_path / "run", masks=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_sd: Path):  # noqa: ANN201
+    with DiffusionBackend.open(spec_of(tiny_sd)) as opened:
+        yield opened
+
+
+def encoded(backend: DiffusionBackend, folder: RunFolder, seed: int = 0, **section: object) -> torch.Tensor:
+    return encode_views(backend, folder.real_images("train"), folder.root, AdaptSection(**section), DATA, seed=seed)
+
+
+def stamps(folder: RunFolder) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder.root / CACHE).glob("*.safetensors")}
+
+
+def test_views_are_the_image_and_its_mirror_image(backend: DiffusionBackend, folder: RunFolder) -> None:
+    found = encoded(backend, folder)
+    assert found.shape == (9, 2, 4, 8, 8) and found.dtype == torch.float16
+    pixels = load_squares(
+        [Path(image.path) for image in folder.real_images("train")], 32, DATA.fit, DATA.max_megapixels
+    )
+    assert torch.equal(found[:, 0], backend.encode_sources(pixels).half())
+    assert torch.equal(found[:, 1], backend.encode_sources(np.ascontiguousarray(pixels[:, :, ::-1])).half())
+    assert encoded(backend, folder, flip=False).shape == (9, 1, 4, 8, 8)
+
+
+def test_crops_are_encoded_once_and_read_back(
+    backend: DiffusionBackend, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = encoded(backend, folder, crops=3)
+    assert first.shape == (9, 6, 4, 8, 8)
+    assert all(not torch.equal(first[:, 0], first[:, k]) for k in range(1, 6)), "six different views"
+    before = stamps(folder)
+    monkeypatch.setattr(backend, "encode_sources", lambda pixels: pytest.fail("was encoded already"))
+    assert torch.equal(encoded(backend, folder, crops=3), first)
+    assert stamps(folder) == before and len(before) == 1
+
+
+def test_what_changes_the_views_is_encoded_anew(backend: DiffusionBackend, folder: RunFolder) -> None:
+    first = encoded(backend, folder, crops=2)
+    other = encoded(backend, folder, crops=2, seed=1)
+    assert torch.equal(first[:, :2], other[:, :2]) and not torch.equal(first[:, 2:], other[:, 2:])
+    encoded(backend, folder, crops=2, flip=False)
+    assert len(stamps(folder)) == 3
+
+
+def test_a_damaged_cache_file_is_made_again(backend: DiffusionBackend, folder: RunFolder) -> None:
+    first = encoded(backend, folder)
+    [path] = (folder.root / CACHE).iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert torch.equal(encoded(backend, folder), first)
+
+
+def test_masks_are_cut_as_the_views_are(folder: RunFolder) -> None:
+    images = folder.real_images("train")
+    masks = mask_views(images, AdaptSection(crops=1), DATA, edge=32, latent_px=8, seed=0)
+    assert masks.shape == (9, 2, 1, 8, 8)
+    assert masks[0, 0, 0, :, 0].min() > 0.9 and masks[0, 0, 0, :, -1].max() < 0.1
+    assert torch.equal(masks[:, 1], masks[:, 0].flip(-1))
+    more = mask_views(images, AdaptSection(crops=3), DATA, edge=32, latent_px=8, seed=0)
+    assert more.shape == (9, 6, 1, 8, 8) and more.min() >= 0 and more.max() <= 1
+    assert not torch.equal(more[:, 2], more[:, 4]), "random crops differ"
+
+
+def test_images_without_a_mask_count_whole(tmp_path: Path) -> None:
+    with make_run(tmp_path / "plain") as plain:
+        assert (mask_views(plain.real_images("train"), AdaptSection(), DATA, edge=32, latent_px=8, seed=0) == 1).all()
+
+
+def test_masks_change_what_is_learned(tiny_sd: Path, tmp_path: Path) -> None:
+    from adapting import same, weights
+
+    found = []
+    for name, masks, mask in (
+        ("a", True, "foreground"),
+        ("b", True, "none"),
+        ("c", False, "foreground"),
+        ("d", False, "none"),
+    ):
+        with make_run(tmp_path / name, masks=masks) as folder:
+            learn(folder, recipe_of(tiny_sd, mask=mask, steps=2))
+            found.append(weights(folder.root))
+    masked, ignored, absent, plain = found
+    assert not same(masked, ignored) and same(ignored, plain)
+    assert all(torch.allclose(absent[key], plain[key], atol=1e-6) for key in plain)
+
+
+def test_copies_of_training_images_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    real = np.kron(rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
+    fresh = np.kron(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
+    copied = np.clip(real[:1].astype(int) + rng.integers(-6, 7, real[:1].shape), 0, 255).astype(np.uint8)
+    mirrored = np.ascontiguousarray(real[3:4, :, ::-1])
+    assert count_copies(np.concatenate([fresh, copied, mirrored]), real) == 2
+    assert nearest_distances(real, real).max() < 1e-6
+    assert count_copies(fresh, real[:1]) == 0

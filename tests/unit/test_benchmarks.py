@@ -1,0 +1,72 @@
+"""The benchmarks run and say what they measured: on the smallest settings, by the same code as the long runs."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SMALL = [
+    "dataset.meadow.n_species=2", "dataset.meadow.n_val=1", "dataset.meadow.n_test=2", "dataset.size_px=32",
+    "backend.steps=2", "backend.guidance_scale=1", "generate.per_class=1", "generate.strength=0.5", "curate=[]",
+    "train.model=resnet-small", "train.steps=2", "train.batch=4", "train.evaluations=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """Run a benchmark with arguments; its JSON."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(script: str, *arguments: str) -> dict:
+        runpy.run_path(str(BENCHMARKS / script))["main"](arguments)
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def test_few_shot_of_one_draw_has_means_without_intervals(last_line) -> None:
+    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", "--recipes", "real-mix", *SMALL)
+    answer = found["recipes"]["real-mix"]
+    assert answer["arms"].keys() == {"real", "real+synthetic"}
+    assert answer["gain"]["mean"] is not None and answer["gain"]["low"] is None
+
+
+def test_few_shot_without_the_real_arm_has_no_gain(last_line) -> None:
+    keys = [*SMALL, "evaluate.arms=[real+synthetic]"]
+    found = last_line("few_shot.py", "--draws", "2", "--shots", "2", "--recipes", "real-mix", *keys)
+    assert found["recipes"]["real-mix"]["gain"] is None
+    assert found["recipes"]["real-mix"]["arms"]["real+synthetic"]["low"] is not None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own pipelines, called here for comparison
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_drawing_speed_of_a_shape_is_measured_and_its_folder_used_again(last_line, tmp_path: Path) -> None:
+    arguments = ["--shape", "tiny", "--work", str(tmp_path), "--images", "8", "--plain-images", "2"]
+    found = last_line("draw.py", *arguments, "--turns", "1", "--steps", "4")
+    assert (found["model"], found["random_weights"], found["images"], found["size_px"]) == ("tiny", True, 8, 64)
+    assert (found["device"], found["plain_dtype"], found["guidance_scale"]) == ("cpu", "fp32", 7.5)
+    assert found["ratio"] > 0 and found["chunk_images_per_second"] >= found["stage_images_per_second"]
+    written = (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    last_line("draw.py", *arguments, "--turns", "1", "--steps", "2", "--strength", "0.5")
+    assert (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("shape", "millions"),  # parameters of the published weights
+    [("sd15", {"unet": 859.52, "vae": 83.65, "text_encoder": 123.06}),
+     ("sd-turbo", {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39}),
+     ("sdxl", {"unet": 2567.46, "vae": 83.65, "text_encoder": 123.06, "text_encoder_2": 694.66})],
+)  # fmt: skip
+def test_shapes_have_the_real_models_sizes(monkeypatch: pytest.MonkeyPatch, shape: str, millions: dict) -> None:
+    import torch
+
+    shapes = runpy.run_path(str(BENCHMARKS / "shapes.py"))
+    with torch.device("meta"):
+        made = {name: make() for name, make in shapes["makers"](shapes["SHAPES"][shape]).items()}
+    counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in made.items()}
+    assert {name: round(count / 1e6, 2) for name, count in counts.items()} == millions
