@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", default="base,tokens,lora,tokens+lora")
     parser.add_argument("--judge", type=Path, help="keep the judge here, or take it from here")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 # ------------------------------------------------------------------------------------------ speed

@@ -127,9 +127,9 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     from variegate.backends.base import check_device, check_model
     from variegate.stages.dataset.stage import check as check_data
 
-    draws = recipe.generate.method != "none"
+    draws, adapts = recipe.generate.method != "none", recipe.adapt.method != "none"
     steps: dict[str, Callable[[], Any]] = {"data": lambda: check_data(recipe, reporter)}
-    if draws:
+    if draws or adapts:
         steps["model"] = lambda: check_model(recipe)
     facts = _all_at_once(steps)
 
@@ -139,9 +139,10 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     from variegate.stages.train.stage import check as check_train
 
     steps = {"device": lambda: check_device(recipe), "train": lambda: check_train(recipe)}
-    if draws:
-        data = facts["data"]
+    data = facts["data"]
+    if adapts:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)
+    if draws:
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)

@@ -26,7 +26,7 @@ def settings(*items: str) -> tuple[str, ...]:
 
 QUICK = (
     *SMALL_ARGUMENTS,
-    *settings("backend.threads=1", "train.mixing.policy=pool", "generate.per_real=1", "adapt.steps=6", "adapt.batch=4",
+    *settings("backend.threads=1", "prompts.text=a photo of a {name}", "curate=[{score: blank}]", "train.mixing.policy=pool", "generate.per_real=1", "adapt.steps=6", "adapt.batch=4",
               "adapt.lr=0.01", "adapt.checkpoints=6", "adapt.evaluations=1", "adapt.previews=1", "evaluate.seeds=1"),
 )  # fmt: skip
 LEARN = (*QUICK, *settings("adapt.method=tokens+lora", "adapt.vectors=2", "generate.method=diff-aug"))
@@ -34,14 +34,19 @@ LEARN = (*QUICK, *settings("adapt.method=tokens+lora", "adapt.vectors=2", "gener
 
 def hashes(out: Path) -> dict[str, str]:
     """The adapter's weights, as a user would compare them."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((out / "adapt").glob("*.safetensors"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((out / "adapt").glob("*.safetensors"))
+    }
 
 
 def drawn(out: Path) -> dict[tuple[str, int], np.ndarray]:
     """Pictures by class and noise seed."""
     rows = [json.loads(line) for line in (out / "synthetic/train/metadata.jsonl").read_text().splitlines()]
     folder = out / "synthetic/train"
-    return {(row["class_name"], row["seed"]): np.asarray(Image.open(folder / row["file_name"])).astype(int) for row in rows}
+    return {
+        (row["class_name"], row["seed"]): np.asarray(Image.open(folder / row["file_name"])).astype(int) for row in rows
+    }
 
 
 def reused(adapter: Path, *items: str) -> tuple[str, ...]:
@@ -179,7 +184,9 @@ def test_a_loss_that_is_no_number_fails_with_the_step_and_the_last_good_state(tm
 # ------------------------------------------------------------------------------------------ refused
 
 
-def test_an_adapter_for_other_classes(adapted: tuple[Path, Said], make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_adapter_for_other_classes(
+    adapted: tuple[Path, Said], make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     said = refused(make_folder(), *reused(adapted[0] / "adapt", "generate.method=diff-aug"), out=tmp_path / "out")
     assert "was made for other classes" in said and "it lacks ant, bee" in said and "adapt again" in said
 
@@ -188,26 +195,38 @@ def test_an_adapter_for_another_model(adapted: tuple[Path, Said], tmp_path: Path
     model = shutil.copytree(STARTER, tmp_path / "model")
     config = model / "scheduler/scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "beta_end": 0.021}))
-    said = refused(*reused(adapted[0] / "adapt", "generate.method=diff-aug", f"backend.model={model}"), out=tmp_path / "out")
+    said = refused(
+        *reused(adapted[0] / "adapt", "generate.method=diff-aug", f"backend.model={model}"), out=tmp_path / "out"
+    )
     assert "was made for starter" in said and str(model) in said
 
 
 def test_an_adapter_of_another_draw_of_the_data(adapted: tuple[Path, Said], tmp_path: Path) -> None:
     """Other training images: the adapter may have seen this split's test images."""
-    said = variegate("run", "--out", tmp_path / "out", *reused(adapted[0] / "adapt", "generate.method=diff-aug", "seed=5"))
+    said = variegate(
+        "run", "--out", tmp_path / "out", *reused(adapted[0] / "adapt", "generate.method=diff-aug", "seed=5")
+    )
     assert said.status == 2 and "another split of the data" in said.err
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("nowhere", "has no adapter.json"), ("run", "did you mean"), ("twice", "two classes share the placeholder <class_0>")],
+    [
+        ("nowhere", "has no adapter.json"),
+        ("run", "did you mean"),
+        ("twice", "two classes share the placeholder <class_0>"),
+    ],
 )
-def test_a_folder_that_is_no_sound_adapter(adapted: tuple[Path, Said], tmp_path: Path, name: str, expected: str) -> None:
+def test_a_folder_that_is_no_sound_adapter(
+    adapted: tuple[Path, Said], tmp_path: Path, name: str, expected: str
+) -> None:
     path = {"nowhere": tmp_path / "nowhere", "run": adapted[0], "twice": tmp_path / "twice"}[name]
     if name == "twice":
         shutil.copytree(adapted[0] / "adapt", path)
         facts = json.loads((path / "adapter.json").read_text())
-        (path / "adapter.json").write_text(json.dumps({**facts, "placeholders": ["<class_0>", "<class_0>", "<class_2>"]}))
+        (path / "adapter.json").write_text(
+            json.dumps({**facts, "placeholders": ["<class_0>", "<class_0>", "<class_2>"]})
+        )
     assert expected in refused(*reused(path, "generate.method=diff-aug"), out=tmp_path / "out")
 
 
@@ -246,11 +265,15 @@ def test_class_names_that_tokenise_to_nothing(make_folder: Callable[..., Path], 
     config = model / "tokenizer/tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
     index = model / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "tokenizer": ["transformers", "PreTrainedTokenizerFast"]}))
+    index.write_text(
+        json.dumps({**json.loads(index.read_text()), "tokenizer": ["transformers", "PreTrainedTokenizerFast"]})
+    )
     photos = make_folder({"🦋": 4, "🐝": 4, "ant": 4})
     said = refused(photos, *LEARN, *settings(f"backend.model={model}"), out=tmp_path / "out", verb="adapt")
     assert "2 of the first words tokenise to nothing" in said and "adapt.init=random" in said
-    said = variegate("adapt", photos, "--out", tmp_path / "random", *LEARN, *settings(f"backend.model={model}", "adapt.init=random"))
+    said = variegate(
+        "adapt", photos, "--out", tmp_path / "random", *LEARN, *settings(f"backend.model={model}", "adapt.init=random")
+    )
     assert said.status == 0, said.text
 
 

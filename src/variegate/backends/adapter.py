@@ -103,11 +103,13 @@ def adapter_problems(folder: Path) -> list[Problem]:
         near = [path.parent for path in sorted(folder.glob(f"*/{FACTS}"))] if folder.is_dir() else []
         return [Problem(str(folder), f"has no {FACTS}", f"did you mean {near[0]}?" if near else again)]
     try:
-        facts = _parse(json.loads((folder / FACTS).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as exc:
+        values = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        found = values.get("format", FORMAT)
+        if found != FORMAT:  # before the rest, which may mean something else there
+            return [Problem(str(folder), f"was written in format {found}, this version reads {FORMAT}", again)]
+        facts = _parse(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
         return [Problem(str(folder / FACTS), f"cannot be read ({exc})", again)]
-    if facts.format != FORMAT:
-        return [Problem(str(folder), f"was written in format {facts.format}, this version reads {FORMAT}", again)]
     needed = ([TOKENS[0]] if facts.has_tokens else []) + ([LORA] if facts.has_lora else [])
     problems = [Problem(str(folder / name), "is missing", again) for name in needed if not (folder / name).is_file()]
     for name in (*TOKENS, LORA):
@@ -120,7 +122,9 @@ def adapter_problems(folder: Path) -> list[Problem]:
 
 def _placeholder_problems(folder: Path, facts: AdapterFacts) -> list[Problem]:
     problems, where = [], str(folder / FACTS)
-    twice = sorted({name for name in facts.placeholders if facts.placeholders.count(name) > 1})
+    vectors = token_vectors(folder)
+    words = [word for name in facts.placeholders for word in expand(name, {name: vectors.get(name, 1)}).split()]
+    twice = sorted({word for word in words if words.count(word) > 1})
     if twice:
         problems.append(Problem(where, f"two classes share the placeholder {twice[0]}", "give each class its own"))
     if len(facts.placeholders) != len(facts.classes):
@@ -324,4 +328,12 @@ def lora_problems(pipe: Any, shapes: Mapping[str, Sequence[int]], where: Path) -
         problems.append(Problem(str(where), f"{all_of} in this model, for example {unknown[0]}", remedy))
     if misfits:
         problems.append(Problem(str(where), f"{len(misfits)} shapes differ, for example {misfits[0]}", remedy))
+    halves = [key for key in shapes if key not in unknown and _partner(key) not in shapes]
+    if halves:  # diffusers would take the missing half as zeros
+        text = f"{len(halves)} keys lack their other half, for example {_partner(halves[0])}"
+        problems.append(Problem(str(where), text, "adapt again, or import it again"))
     return problems
+
+
+def _partner(key: str) -> str:
+    return key.replace(".lora_A.", ".lora_B.") if ".lora_A." in key else key.replace(".lora_B.", ".lora_A.")

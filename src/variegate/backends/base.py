@@ -141,7 +141,7 @@ def _extra_evaluations(section: BackendSection, facts: ModelFacts) -> int:
     """PNDM evaluates its second timestep twice; with Runge-Kutta its first three cost four evaluations each."""
     if section.steps == 1 or not _is_pndm(section, facts):
         return 0
-    return 1 if facts.skips_prk else 3 * (PNDM_ORDER - 1)
+    return 1 if facts.skips_prk or section.scheduler == "pndm" else 3 * (PNDM_ORDER - 1)
 
 
 def _is_pndm(section: BackendSection, facts: ModelFacts) -> bool:

@@ -268,7 +268,9 @@ def _load_pipeline(spec: BackendSpec, facts: ModelFacts) -> Any:
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     if spec.scheduler != "model":
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[spec.scheduler]).from_config(pipe.scheduler.config)
+        # PNDM's Runge-Kutta start counts calls, which image-to-image that begins part-way would upset
+        own = {"skip_prk_steps": True} if spec.scheduler == "pndm" else {}
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[spec.scheduler]).from_config(pipe.scheduler.config, **own)
     if fused:
         apply_adapter(pipe, Path(spec.adapter), spec.adapter_parts)
         pipe = pipe.to(dtype=DTYPES[spec.dtype])

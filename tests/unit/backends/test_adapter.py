@@ -351,9 +351,9 @@ def test_fit_is_judged_by_model_classes_and_splits(made: dict[str, Path]) -> Non
 
 def test_a_folder_with_facts_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """adapter.json is written last: stopped before it, there is no adapter."""
-    from variegate import store
+    from variegate import files
 
-    write, written = store.write_atomic, []
+    write, written = files.write_atomic, []
 
     def stop_at_lora(path: Path, data: bytes) -> None:
         if path.name == LORA:
@@ -361,7 +361,7 @@ def test_a_folder_with_facts_is_complete(tmp_path: Path, monkeypatch: pytest.Mon
         written.append(path.name)
         write(path, data)
 
-    monkeypatch.setattr(store, "write_atomic", stop_at_lora)
+    monkeypatch.setattr(files, "write_atomic", stop_at_lora)
     with pytest.raises(OSError, match="No space"):
         write_adapter(tmp_path, AdapterFacts("tokens+lora", ("a",), ("<class_0>",)), [{"<class_0>": torch.ones(1, 4)}],
                       {"unet.x.lora_A.weight": torch.ones(1, 1)})  # fmt: skip

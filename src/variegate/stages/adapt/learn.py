@@ -163,7 +163,17 @@ class Course:
             views = Views(views.latents[torch.from_numpy(own)], captions, np.full(len(own), 1 / len(own)), masks)
         say = lambda line: self.context.reporter.line(f"adapt: {line}")  # noqa: E731
         held_out = self.held_out if len(groups) == 1 else None
-        return Fit(self.trainee, self.section, views, held_out, self.prior, seed=seed_from(self.seed, number), say=say)
+        return Fit(
+            self.trainee,
+            self.section,
+            views,
+            held_out,
+            self.prior,
+            seed=self.seed,
+            number=number,
+            team=self.team,
+            say=say,
+        )
 
     def _train(self, fit: Fit, number: int, bar: Any) -> None:
         section, first = self.section, number * self.section.steps

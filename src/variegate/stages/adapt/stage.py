@@ -65,6 +65,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
             model=training_section(recipe).model,
             classes=[info.name for info in classes],
         )
+        problems += _use_problems(recipe)
         if problems:
             raise ModelError(problems)
         return
@@ -77,6 +78,19 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")
         )
+
+
+def _use_problems(recipe: Recipe) -> list[Problem]:
+    """What is drawn with and the adapter at adapt.path does not hold."""
+    path, method = Path(str(recipe.adapt.path)), recipe.generate.method
+    if read_adapter(path).has_tokens:
+        return []
+    if method.startswith("ti-"):
+        text, remedy = f"{method} draws with learned tokens and {path} holds a LoRA alone", f"use diff-{method[3:]}"
+        return [Problem("generate.method", text, remedy)]
+    if recipe.generate.token_noise.std:
+        return [Problem("generate.token_noise", f"needs learned tokens and {path} has none", "leave it out")]
+    return []
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -140,7 +154,8 @@ def _learn(context: Context) -> dict[str, Any]:
     key = content_id(
         __version__, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
         [(image.id, image.sha256) for image in (*material.train, *material.held_out)],
-        material.captions, material.held_out_captions,
+        material.words, material.captions, material.held_out_captions,
+        (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None,
     )  # fmt: skip
     with explained(folder.root), DiffusionBackend.open(spec) as backend:
         course = Course(context, backend, material, key)

@@ -237,18 +237,30 @@ def _sample_species(rng: np.random.Generator) -> Species:
 
 
 def _sample_genus(rng: np.random.Generator) -> list[Species]:
-    """Species with one outline and ground colours that differ from the first in a few small marks."""
-    size = int(rng.integers(_GENUS_SIZE[0], _GENUS_SIZE[1] + 1))
-    first = _with_spots(_sample_species(rng), rng)
-    while is_starter_species(first) or not _shows_every_mark(first):
+    """Species with one outline and ground colours, each a small mark or two away from another one of them."""
+    while True:
+        size = int(rng.integers(_GENUS_SIZE[0], _GENUS_SIZE[1] + 1))
+        genus = _grow_genus(_first_of_genus(rng), size, rng)
+        if len(genus) == size:
+            return genus
+
+
+def _first_of_genus(rng: np.random.Generator) -> Species:
+    while True:
         first = _with_spots(_sample_species(rng), rng)
+        if not is_starter_species(first) and _shows_every_mark(first):
+            return first
+
+
+def _grow_genus(first: Species, size: int, rng: np.random.Generator) -> list[Species]:
+    """Up to `size` species; fewer where hardly a departure is allowed."""
     genus = [first]
-    for _ in range(_GENUS_ATTEMPTS):  # few departures may be allowed: such a genus stays small
-        other = _with_changed_mark(first, rng)
-        if other not in genus and not is_starter_species(other) and _shows_every_mark(other):
-            genus.append(other)
+    for _ in range(_GENUS_ATTEMPTS):
         if len(genus) == size:
             break
+        other = _with_changed_mark(genus[int(rng.integers(len(genus)))], rng)
+        if other not in genus and not is_starter_species(other) and _shows_every_mark(other):
+            genus.append(other)
     return genus
 
 
@@ -273,10 +285,6 @@ def _with_changed_mark(species: Species, rng: np.random.Generator) -> Species:
         return replace(species, spot_place=_other(SPOT_PLACES, species.spot_place))
     if change == "margin_width" and species.margin_colour != NO_MARK:
         return replace(species, margin_width=_other(MARGIN_WIDTHS, species.margin_width))
-    if change == "band_place" and species.band_colour != NO_MARK:
-        return replace(species, band_place=_other(BAND_PLACES, species.band_place))
-    if change == "has_veins":
-        return replace(species, has_veins=not species.has_veins)
     return replace(species, spot_count=int(rng.integers(1, MAX_SPOTS + 1)))
 
 

@@ -63,13 +63,13 @@ def write_report(folder: RunFolder, out: Path | None = None) -> Path:
 
 def _views(folder: RunFolder, summary: Summary) -> dict[str, Callable[[], str]]:
     return {
-        ".html": lambda: html.render_html(summary, _pictures(folder, summary)),
+        ".html": lambda: html.render_html(summary, _thumbnails(folder, summary)),
         ".md": lambda: html.render_markdown(summary),
         ".json": lambda: html.render_json(summary),
     }
 
 
-def _pictures(folder: RunFolder, summary: Summary) -> dict[str, str]:
+def _thumbnails(folder: RunFolder, summary: Summary) -> dict[str, str]:
     """Thumbnails by image id, and the preview grid under its path."""
     found = thumbnails(image_files(folder, summary))
     preview = summary.adapting.preview if summary.adapting else None

@@ -45,13 +45,14 @@ def finished(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One adapted run, with everything on."""
     root = tmp_path_factory.mktemp("finished") / "run"
     with make_run(root) as folder:
-        summary = learn(folder, full(tiny_sd))
+        summary = learn(folder, full(tiny_sd, previews=2))
         folder.write("summary.json", json.dumps(summary))
     return root
 
 
 def full(model: Path, **changes: object) -> Recipe:
-    return recipe_of(model, **{"vectors": 2, "steps": 6, "checkpoints": 6, "evaluations": 3, "previews": 2, **changes})
+    """Previews are only looked at: the weights are the same without."""
+    return recipe_of(model, **{"vectors": 2, "steps": 6, "checkpoints": 6, "evaluations": 3, **changes})
 
 
 def lines(folder: RunFolder) -> list[str]:
@@ -81,12 +82,13 @@ def test_previews_and_the_log_are_in_the_run_folder(finished: Path) -> None:
     names = sorted(path.name for path in (finished / "adapt").glob("preview*.png"))
     assert names == ["preview-000003.png", "preview-000006.png", "preview.png"]
     assert (finished / "adapt/preview.png").read_bytes() == (finished / "adapt/preview-000006.png").read_bytes()
-    assert Image.open(finished / "adapt/preview.png").size == (3 * 32 + 2 * 2, 3 * 32 + 2 * 2)
+    with Image.open(finished / "adapt/preview.png") as page:
+        assert page.size == (3 * 32 + 2 * 2, 3 * 32 + 2 * 2)
     log = [json.loads(line) for line in (finished / "adapt/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [0, 2, 4, 6]
     summary = json.loads((finished / "summary.json").read_text())
     assert "tokens+lora for 3 classes, 6 steps" in summary["line"] and "held-out loss" in summary["line"]
-    assert summary["preview_prompts"][1] == ["a photo of a <class_1>"] * 3 and summary["images_seen"] == 24
+    assert summary["preview_columns"][1] == ["dog", "a photo of a <class_1>"] and summary["images_seen"] == 24
 
 
 def test_nothing_is_learned_without_a_method(opened: Make) -> None:

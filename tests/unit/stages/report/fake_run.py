@@ -60,6 +60,7 @@ def write_dataset(folder: RunFolder, num_classes: int) -> list[RealImage]:
     unreadable = [{"name": "train/<broken>.jpg", "reason": "truncated"}]
     summary = {"line": line, "warnings": warnings, "duplicates": duplicates, "unreadable": unreadable}
     folder.finish_stage("dataset", "k", 1.25, summary)
+    folder.finish_stage("adapt", "k", 0.01, {"line": "nothing to learn: the model draws as it is", "method": "none"})
     folder.finish_stage("prompts", "k", 0.02, {"line": f"{num_classes} prompts"})
     return folder.real_images("train")
 
