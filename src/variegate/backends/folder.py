@@ -24,6 +24,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
 }
+PARTS, SECOND = ("scheduler", "text_encoder", "tokenizer", "unet", "vae"), ("text_encoder_2", "tokenizer_2")
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # listed by many models, never loaded here
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 UNFINISHED = (".incomplete", ".part", ".tmp", ".aria2", ".crdownload")
@@ -116,6 +117,11 @@ def model_problems(folder: Path) -> list[Problem]:
     ]
     for component in sorted(_components(index)):
         found += _check_component(folder, component)
+    if not index.get("requires_aesthetics_score"):  # a refiner, which _check_shape names
+        parts = (*PARTS, *(SECOND if FAMILIES[name] == "sdxl" else ()))
+        absent = [part for part in parts if part not in set(_components(index))]
+        remedy = "use a whole text-to-image model"
+        found += [Problem(str(folder), f"its model_index.json names no {part}", remedy) for part in absent]
     return found or _check_shape(folder, index)
 
 
