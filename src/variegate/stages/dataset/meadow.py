@@ -41,8 +41,7 @@ HABITAT_PHRASES = {
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 256
 SPLITS = ("train", "val", "test")
 
-# How alike the species of a genus are. A ResNet-18 from scratch on 5 pictures each of 10 species (300 steps of 48, label
-# smoothing 0.1) gets 67.2, 59.2, 71.2, 70.0 and 69.0 % of 500 test pictures right for species seeds 0 to 4.
+# How alike the species of a genus are: what makes five images a species hard to learn from (docs/log.md).
 _GENUS_SIZE = 5  # species per genus
 _GENUS_ATTEMPTS = 200
 _CHANGES = (  # a species departs from another in one of these; spots are small, so they tell species apart least

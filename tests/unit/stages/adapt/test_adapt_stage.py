@@ -45,14 +45,23 @@ def finished(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One adapted run, with everything on."""
     root = tmp_path_factory.mktemp("finished") / "run"
     with make_run(root) as folder:
-        summary = learn(folder, full(tiny_sd, previews=2))
+        summary = learn(folder, full(tiny_sd, previews=2, evaluations=3))
         folder.write("summary.json", json.dumps(summary))
     return root
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, only learned: its checkpoints are those of `full` as it is."""
+    root = tmp_path_factory.mktemp("plain") / "run"
+    with make_run(root) as folder:
+        learn(folder, full(tiny_sd))
+    return root
+
+
 def full(model: Path, **changes: object) -> Recipe:
-    """Previews are only looked at: the weights are the same without."""
-    return recipe_of(model, **{"vectors": 2, "steps": 6, "checkpoints": 6, "evaluations": 3, **changes})
+    """Previews and held-out losses are only looked at: the weights are the same without."""
+    return recipe_of(model, **{"vectors": 2, "steps": 6, "checkpoints": 6, **changes})
 
 
 def lines(folder: RunFolder) -> list[str]:
@@ -142,7 +151,7 @@ def test_only_training_images_are_encoded_and_captioned(
     gathered = []
     monkeypatch.setattr(stage, "gather", lambda *values: gathered.append(caption(*values)) or gathered[-1])
     folder = opened()
-    learn(folder, full(tiny_sd))
+    learn(folder, full(tiny_sd, evaluations=3))
     assert asked == [("train",) * 9, ("val",) * 6], "validation images for the held-out loss only"
     [material] = gathered
     train = {image.id for image in folder.real_images("train")}
@@ -155,7 +164,7 @@ def test_test_images_are_not_even_opened(tiny_sd: Path, opened: Make) -> None:
     for image in folder.real_images():
         if image.split != "train":
             Path(image.path).unlink()
-    learn(folder, full(tiny_sd, evaluations=0))
+    learn(folder, full(tiny_sd))
     assert file_bytes(folder.root)
 
 
@@ -165,15 +174,14 @@ def test_other_bytes_make_another_adapter_only_where_it_may_look(
 ) -> None:
     folder = opened()
     put_bytes(folder, split)
-    learn(folder, full(tiny_sd))
+    learn(folder, full(tiny_sd, evaluations=3))
     assert (file_bytes(folder.root) != file_bytes(finished)) == matters
     assert (read_adapter(folder.root / "adapt").data != read_adapter(finished / "adapt").data) == matters
 
 
-def test_the_same_settings_give_the_same_files(tiny_sd: Path, finished: Path, opened: Make) -> None:
-    folder = opened()
-    learn(folder, full(tiny_sd))
-    assert file_bytes(folder.root) == file_bytes(finished)
+def test_the_same_settings_give_the_same_files(finished: Path, plain: Path) -> None:
+    """Also with previews and held-out losses in between."""
+    assert file_bytes(plain) == file_bytes(finished)
 
 
 CHANGES = {
@@ -188,21 +196,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_learned_is_reused_after_a_change(tiny_sd: Path, finished: Path, tmp_path: Path, change: str) -> None:
+def test_nothing_learned_is_reused_after_a_change(tiny_sd: Path, plain: Path, tmp_path: Path, change: str) -> None:
     """In the same run folder, where the old checkpoints lie: the adapter is that of a fresh folder with the new settings."""
     from tiny_models import build_sd
 
     values = dict(CHANGES[change])
     names = values.pop("names", NAMES)
     model = build_sd(tmp_path / "other-model", seed=1) if change == "model" else tiny_sd
-    shutil.copytree(finished, tmp_path / "old")
+    shutil.copytree(plain, tmp_path / "old")
     found = []
     for name in ("old", "fresh"):
         with make_run(tmp_path / name, names=names) as folder:
             learn(folder, full(model, **values))
             found.append(weights(folder.root))
     assert same(*found), "as if there had been nothing before"
-    assert not same(found[0], weights(finished))
+    assert not same(found[0], weights(plain))
 
 
 def test_the_stage_key_changes_with_what_matters(tiny_sd: Path) -> None:
@@ -256,7 +264,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 def test_stopped_anywhere_it_ends_with_the_same_files(
     tiny_sd: Path, finished: Path, opened: Make, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    folder, recipe = opened(), full(tiny_sd, checkpoints=6)
+    folder, recipe = opened(), full(tiny_sd, evaluations=3)
     stop_after(monkeypatch, stop)
     with pytest.raises(Stopped):
         learn(folder, recipe)
@@ -270,7 +278,7 @@ def test_stopped_anywhere_it_ends_with_the_same_files(
 
 
 def test_a_second_run_encodes_and_trains_nothing(tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, recipe = opened(), full(tiny_sd, prior={"images": 3})
+    folder, recipe = opened(), full(tiny_sd, prior={"images": 3}, evaluations=3)
     learn(folder, recipe)
     before = {path: path.stat().st_mtime_ns for path in (folder.root / "cache").rglob("*") if path.is_file()}
     wanted = file_bytes(folder.root)
@@ -285,7 +293,7 @@ def test_prior_images_are_drawn_once_and_change_the_result(tiny_sd: Path, finish
     from variegate.backends.diffusion import DiffusionBackend
 
     folder, drawn, original = opened(), [], DiffusionBackend.draw
-    recipe = full(tiny_sd, prior={"images": 3, "text": "a photo of a dog"}, previews=0)
+    recipe = full(tiny_sd, prior={"images": 3, "text": "a photo of a dog"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiffusionBackend, "draw", lambda self, prompts, *rest, **more: drawn.extend(prompts) or original(
             self, prompts, *rest, **more))  # fmt: skip
@@ -344,7 +352,7 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(
         return losses(self, *values) * (float("nan") if count[0] > 3 else 1.0)
 
     folder = opened()
-    recipe = full(tiny_sd, evaluations=0, previews=0)
+    recipe = full(tiny_sd)
     monkeypatch.setattr(Fit, "_losses", sick)
     expected = r"adapt failed: the loss at step 3 is nan; lower adapt\.lr.*\(last good checkpoint: step-00000003\.safetensors\)"
     with pytest.raises(TaskFailed, match=expected):

@@ -67,9 +67,11 @@ def test_splits_share_no_picture():
 
 
 def test_one_scene_at_every_size():
-    small, large = (make_meadow(2, 1, size_px).images.astype(float) for size_px in (32, 128))
-    shrunk = large.reshape(2, 32, 4, 32, 4, 3).mean((2, 4))
-    assert np.abs(shrunk - small).mean() < 6  # grey levels: sensor noise and filtering only
+    apart = []
+    for seed in range(5):
+        small, large = (make_meadow(2, 1, size_px, seed=seed).images.astype(float) for size_px in (32, 128))
+        apart.append(np.abs(large.reshape(2, 32, 4, 32, 4, 3).mean((2, 4)) - small).mean())
+    assert np.mean(apart) < 6  # grey levels: sensor noise and filtering only, more on fine grass than on sand
 
 
 def test_starter_species_never_show_up_in_a_meadow():
