@@ -180,7 +180,7 @@ def strategy(method: str) -> list[str]:
 def make_judge(folder: Path, overrides: list[str]):
     """((net, about), its accuracy in per cent): 500 real images a species, trained by variegate itself."""
     from variegate.api import run
-    from variegate.stages.train.models import load_classifier
+    from variegate.classifier.models import load_classifier
 
     keys = ["dataset.meadow.n_per_species=500", "train.steps=1500", "evaluate.seeds=1", "train.evaluations=5"]
     keys += [key for key in overrides if key.startswith("dataset.")]

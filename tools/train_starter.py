@@ -2,7 +2,9 @@
 
     python tools/train_starter.py all --work WORK          every stage: about 2 h on two CPU cores
     python tools/train_starter.py unet --work WORK         one stage; the ones before it must have run
-    python tools/train_starter.py grid                     pictures of what the exported starter draws
+    python tools/train_starter.py pairs --work WORK        what the exported starter makes of noised latents
+    python tools/train_starter.py student --work WORK      the one-step starter, taught by those pairs
+    python tools/train_starter.py grid                     pictures of what the exported starters draw
     python tools/train_starter.py all --work PHOTOS --images PARQUET --init src/variegate/backends/starter \\
         --out FOLDER --device cuda                         a version for photos, captions "a photo of a NAME"
 
@@ -21,17 +23,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STARTER = REPOSITORY / "src" / "variegate" / "backends" / "starter"
+ONE_STEP = STARTER.with_name("starter-onestep")
 STAGES = ("data", "autoencoder", "unet", "decoder", "export")
+DISTILLING = ("pairs", "student")  # after `all`, from the exported starter and the latents of WORK
 TOKENIZER_CAPTIONS = 20_000
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", *STAGES, "grid"))
+    parser.add_argument("stage", choices=("all", *STAGES, *DISTILLING, "grid"))
     parser.add_argument(
         "--work", type=Path, default=Path("work/starter"), help="pictures and checkpoints (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=STARTER, help="the exported folder (the package's own by default)")
+    parser.add_argument("--out", type=Path, help="the exported folder (the package's own by default)")
     parser.add_argument(
         "--images",
         type=Path,
@@ -41,7 +45,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="start from the weights of an exported folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--minutes", type=float, help="budget of the stage (autoencoder 20, unet 70, decoder 12)")
+    parser.add_argument(
+        "--minutes", type=float, help="budget of the stage (autoencoder 20, unet 70, decoder 12, pairs 15, student 25)"
+    )
     parser.add_argument(
         "--preview-every",
         type=float,
@@ -59,6 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--docs", type=Path, default=REPOSITORY / "docs" / "img", help="where `grid` writes (%(default)s)"
     )
     options = parser.parse_args(arguments)
+    options.out = options.out or (ONE_STEP if options.stage in DISTILLING else STARTER)
     if options.size % 32:
         parser.error(
             f"--size is {options.size}, should be a multiple of 32 (three levels on latents of a quarter of it)"
@@ -74,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         "unet": make_unet,
         "decoder": make_decoder,
         "export": make_export,
+        "pairs": make_pairs,
+        "student": make_student,
         "grid": make_grids,
     }
     for stage in STAGES if options.stage == "all" else (options.stage,):
@@ -197,6 +206,47 @@ def make_export(options: argparse.Namespace) -> None:
     denoiser = averaged(_denoiser(options, items, options.size // 4), parts["average"])
     size_mb = export_folder(vae, denoiser, build_scheduler(), options.out)
     print(f"export: {size_mb:.1f} MB in {options.out}, {facts}")
+
+
+def make_pairs(options: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from starter.data import load_pictures
+    from starter.distill import draw_pairs
+    from starter.export import load_parts
+
+    torch.set_num_threads(options.threads)
+    teacher = load_parts(options.init or STARTER)[1]
+    latents = load_file(options.work / "latents.safetensors")["latents"]
+    items = load_pictures(options.work / "data").items
+    draw_pairs(
+        teacher, latents, items, options.work, minutes=options.minutes or 15, device=options.device, seed=options.seed
+    )
+
+
+def make_student(options: argparse.Namespace) -> None:
+    import torch
+    from starter.distill import LEVELS, train_student
+    from starter.export import export_folder, load_parts
+    from starter.unet import build_scheduler
+
+    torch.set_num_threads(options.threads)
+    vae, student = load_parts(options.init or STARTER)
+
+    def preview(student, num_images: int) -> None:
+        size_mb = export_folder(vae, student, build_scheduler(), options.out, noise_levels=LEVELS)
+        print(f"student: exported {size_mb:.1f} MB after {num_images} images", flush=True)
+
+    final = train_student(
+        student,
+        options.work,
+        minutes=options.minutes or 25,
+        device=options.device,
+        seed=options.seed,
+        preview_every_min=options.preview_every,
+        preview=preview,
+    )
+    preview(final, 10**8 - 1)
 
 
 def make_grids(options: argparse.Namespace) -> None:

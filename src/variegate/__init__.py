@@ -15,7 +15,7 @@ _HOMES = {
     "RealDataset": "variegate.data",
     "RunResult": "variegate.api",
     "SyntheticDataset": "variegate.data",
-    "load_classifier": "variegate.stages.train.models",
+    "load_classifier": "variegate.classifier.models",
     "make_meadow": "variegate.stages.dataset.meadow",
     "run": "variegate.api",
 }

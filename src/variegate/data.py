@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from variegate.classifier import labels, mixing
 from variegate.errors import DataError, Problem
 from variegate.images import load_rgb
 from variegate.recipe import Recipe
 from variegate.recipe_file import parse_yaml
 from variegate.records import RealImage, SyntheticImage, seed_from
-from variegate.stages.train import labels, mixing
 from variegate.store import RunFolder
 
 Transform = Callable[[Image.Image], Any]

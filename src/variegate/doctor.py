@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from variegate.backends.folder import OWN
+
 GB = 1e9
-STARTER = Path(__file__).parent / "backends" / "starter"
 
 
 def examine() -> list[dict[str, str]]:
@@ -21,7 +22,7 @@ def examine() -> list[dict[str, str]]:
     findings = [_finding("ok", "variegate", f"{__version__}, torch {torch.__version__}")]
     findings += _processors(torch)
     findings += _accelerators(torch)
-    findings += [_memory(), _disk(), _starter(), _clip()]
+    findings += [_memory(), _disk(), *(_own_model(*one) for one in OWN.items()), _clip()]
     return findings
 
 
@@ -68,11 +69,11 @@ def _disk() -> dict[str, str]:
     return _finding("ok", "disk", f"{free:.0f} GB free here")
 
 
-def _starter() -> dict[str, str]:
-    if (STARTER / "model_index.json").is_file():
-        size = sum(file.stat().st_size for file in STARTER.rglob("*.safetensors")) / 1e6
-        return _finding("ok", "starter model", f"{size:.0f} MB")
-    return _finding("missing", "starter model", "not in this installation", "install variegate again")
+def _own_model(name: str, folder: Path) -> dict[str, str]:
+    if (folder / "model_index.json").is_file():
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+        return _finding("ok", name, f"{size:.0f} MB")
+    return _finding("missing", name, "not in this installation", "install variegate again")
 
 
 def _clip() -> dict[str, str]:

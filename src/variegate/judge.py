@@ -1,4 +1,5 @@
-"""A judge of classes: a logistic regression on frozen features, calibrated by one temperature as in DIAGen (arXiv 2408.14584).
+"""A judge of classes: a logistic regression on frozen features or a classifier's own logits, calibrated by one temperature as
+in DIAGen (arXiv 2408.14584).
 
 Pure: feature vectors in, numbers out. Curating asks it about drawn images, adapting about previews.
 """
@@ -6,8 +7,10 @@ Pure: feature vectors in, numbers out. Curating asks it about drawn images, adap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -28,27 +31,29 @@ _MAX_ITERATIONS = 2000
 class Judge:
     """A calibrated classifier of feature vectors and how far to trust it."""
 
-    model: Pipeline
+    score: Callable[[np.ndarray], np.ndarray]  # features [N, D] to logits [N, K]
     temperature: float
     classes: np.ndarray  # int64 [K], labels it knows, sorted
-    cv_accuracy: float  # on images it had not learned from; the penalty was chosen on them, which flatters a little
-    num_tested: int  # independent images that cv_accuracy was measured on: flips and groups count once
+    held_out_accuracy: (
+        float  # on images it had not learned from; penalty and temperature were chosen on them, which flatters a little
+    )
+    num_tested: int  # independent images that held_out_accuracy was measured on: flips and groups count once
     chance: float  # what always naming the commonest class would score
 
     @property
-    def cv_low(self) -> float:
-        """Lower end of the 95 % interval of cv_accuracy."""
-        return binomial_low(self.cv_accuracy, self.num_tested)
+    def held_out_low(self) -> float:
+        """Lower end of the 95 % interval of held_out_accuracy."""
+        return binomial_low(self.held_out_accuracy, self.num_tested)
 
     @property
     def needed(self) -> float:
-        """What cv_low has to reach: 1.5 times chance, but never more than half of the way from chance to 1."""
+        """What held_out_low has to reach: 1.5 times chance, but never more than half of the way from chance to 1."""
         return min(WEAK_JUDGE * self.chance, (1.0 + self.chance) / 2.0)
 
     @property
     def is_weak(self) -> bool:
         """Whether it is not clearly better than guessing, and so may decide nothing."""
-        return self.cv_low < self.needed
+        return self.held_out_low < self.needed
 
 
 def binomial_low(share: float, count: int) -> float:
@@ -85,20 +90,33 @@ def _chosen(
         if loss < best_loss:
             best_loss, best_c, best_logits = loss, c, logits
     return Judge(
-        model=_fresh(best_c).fit(features, labels),
-        temperature=_temperature(best_logits, labels, classes),
-        classes=classes,
-        cv_accuracy=float(np.mean(classes[best_logits.argmax(axis=1)] == labels)),
+        score=partial(_logits, _fresh(best_c).fit(features, labels)),
+        **_measured(best_logits, labels, classes),
         num_tested=num_tested,
-        chance=float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
     )
+
+
+def judge_of_logits(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> Judge:
+    """A judge whose features are a classifier's logits [N, C] already, measured on held-out images with their `labels` and `groups`."""
+    classes = np.arange(logits.shape[1])
+    return Judge(score=np.asarray, **_measured(logits, labels, classes), num_tested=len(set(groups)))
+
+
+def _measured(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    """Temperature and accuracy from logits of images the model had not learned from."""
+    return {
+        "classes": classes,
+        "temperature": _temperature(logits, labels, classes),
+        "held_out_accuracy": float(np.mean(classes[logits.argmax(axis=1)] == labels)),
+        "chance": float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
+    }
 
 
 def class_agreement(judge: Judge, features: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """The judge's probability that each image shows its target class; float32 [N] in [0, 1]."""
     if not len(features):
         return np.empty(0, np.float32)
-    probabilities = _softmax(_logits(judge.model, features) / judge.temperature)
+    probabilities = _softmax(judge.score(features) / judge.temperature)
     places = {label: place for place, label in enumerate(judge.classes.tolist())}
     found = [
         row[places[label]] if label in places else 0.0

@@ -211,7 +211,8 @@ class CurateStep(Section):
     policy: Literal["drop", "weight"] = "drop"
     drop_below: float | None = None  # class-agreement: probability of the target; blank has its own fixed rule
     drop_fraction: Fraction | None = None  # instead: the lowest share of each class
-    encoder: str = "auto"  # auto: the drawing model's own features; clip:NAME or clip:FOLDER through open_clip
+    encoder: str = "auto"  # auto: the drawing model's own features; clip:NAME or clip:FOLDER through open_clip;
+    # classifier: the recipe's own, taught by the real training images alone
 
 
 class MixingSection(Section):

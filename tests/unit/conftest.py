@@ -28,6 +28,14 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nets as small as those here are quicker on one thread, above all beside other work."""
+    from variegate.classifier import fit
+
+    monkeypatch.setattr(fit, "available_cores", lambda: 1)
+
+
 def square(label: int, seed: int) -> np.ndarray:
     """uint8 [16, 16, 3]: a square of the class's colour, somewhere, on grey noise."""
     rng = np.random.default_rng([label, seed])

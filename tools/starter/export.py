@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,9 +32,17 @@ def assemble(vae: AutoencoderKL, denoiser: Denoiser, scheduler: SchedulerMixin) 
     )
 
 
-def export_folder(vae: AutoencoderKL, denoiser: Denoiser, scheduler: SchedulerMixin, out: Path) -> float:
+def export_folder(
+    vae: AutoencoderKL,
+    denoiser: Denoiser,
+    scheduler: SchedulerMixin,
+    out: Path,
+    *,
+    noise_levels: Sequence[float] | None = None,
+) -> float:
     """Write the folder and return the size of its weights in MB; every file appears whole, by renaming.
 
+    `noise_levels`: strengths a one-step model was taught, noted in model_index.json where variegate looks for them.
     Raises ValueError when the weights are larger than MAX_WEIGHTS_MB or not finite.
     """
     parts = [
@@ -58,6 +67,10 @@ def export_folder(vae: AutoencoderKL, denoiser: Denoiser, scheduler: SchedulerMi
         for path in files:
             if path.suffix == ".json":
                 _clean_config(path)
+            if path.name == "model_index.json" and noise_levels:
+                path.write_text(
+                    json.dumps({**json.loads(path.read_text()), "_noise_levels": noise_levels}, indent=2) + "\n"
+                )
             target = out / path.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.chmod(0o644)

@@ -18,6 +18,7 @@ from typing import Any
 from variegate.errors import ModelError, Problem
 
 STARTER = Path(__file__).parent / "starter"
+OWN = {"starter": STARTER, "starter-onestep": STARTER.with_name("starter-onestep")}  # models inside the package
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
@@ -53,29 +54,29 @@ class ModelFacts:
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
-    """The folder of `starter`, a local folder, or a hub model (fetched because the recipe names it).
+    """The folder of a model of the package (`OWN`), a local folder, or a hub model (fetched because the recipe names it).
 
     Raises ModelError with the nearest name or the remedy.
     """
-    path = STARTER if name == "starter" else Path(name).expanduser()
+    path = OWN.get(name) or Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
     if path.is_file():
         text = "is a single file, and a diffusers folder is needed"
         remedy = "convert it once: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
         raise ModelError(Problem(name, text, remedy))
-    if name == "starter":
+    if name in OWN:
         raise ModelError(
-            Problem(name, f"its weights are missing ({STARTER})", "reinstall variegate; the package contains them")
+            Problem(name, f"its weights are missing ({path})", "reinstall variegate; the package contains them")
         )
     if HUB_ID.match(name) and not path.parent.is_dir():
         return _fetch(name, revision)
     siblings = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, [*siblings, "starter"], n=1)
+    near = difflib.get_close_matches(path.name, [*siblings, *OWN], n=1)
     hint = (
-        f"did you mean {near[0] if near[0] == 'starter' else path.parent / near[0]}?"
+        f"did you mean {near[0] if near[0] in OWN else path.parent / near[0]}?"
         if near
-        else "name starter, a folder, or a hub id like org/name"
+        else f"name {', '.join(OWN)}, a folder, or a hub id like org/name"
     )
     raise ModelError(Problem(name, "no such model folder", hint))
 

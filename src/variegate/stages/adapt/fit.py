@@ -233,11 +233,10 @@ class Fit:
         noisy = noised(clean, noise, kept).to(device)
         text = trainee.encode([views.captions[i][t] for i, t in zip(batch.image, batch.text, strict=True)])
         predicted = trainee.predict(noisy, times.to(device), text)
-        kind = (
-            "epsilon" if self.section.timesteps == "last" else self.kind
-        )  # DasDiff regresses the noise whatever the model
-        wanted = target(kind, clean, noise, kept).to(device)
-        weights = level_weights(self.kind, kept, self.section.snr_cap).to(device)
+        wanted = target(self.kind, clean, noise, kept).to(device)
+        # at the last timestep alone DasDiff's plain error: a signal-to-noise weight would only scale the learning rate
+        cap = None if self.section.timesteps == "last" else self.section.snr_cap
+        weights = level_weights(self.kind, kept, cap).to(device)
         mask = None if views.masks is None else views.masks[image, view].to(device)
         return item_losses(predicted, wanted, weights, mask)
 

@@ -212,7 +212,10 @@ class Course:
                 features = self.backend.features(flat)
             targets = np.repeat(self.plan.labels, pixels.shape[1])
             agreement = float(class_agreement(self.judge, features, targets).mean())
-            self.seen |= {"preview_agreement": round(agreement, 4), "judge_accuracy": round(self.judge.cv_accuracy, 4)}
+            self.seen |= {
+                "preview_agreement": round(agreement, 4),
+                "judge_accuracy": round(self.judge.held_out_accuracy, 4),
+            }
         self.context.reporter.event("preview", step=step, **self.seen)
 
     def scores(self) -> dict[str, Any]:

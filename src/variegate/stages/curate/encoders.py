@@ -13,7 +13,7 @@ import numpy as np
 from variegate.errors import MissingExtra, ModelError, Problem
 from variegate.recipe import Recipe
 
-CLIP = "clip:"
+CLIP, CLASSIFIER = "clip:", "classifier"
 _WHERE = "curate.encoder"
 _BATCH = 32
 
@@ -31,10 +31,10 @@ class Encoder(Protocol):
 
 def check_encoder(name: str) -> list[Problem]:
     """What is wrong with an encoder's name, before anything is loaded; raises MissingExtra without open_clip."""
-    if name == "auto":
+    if name in ("auto", CLASSIFIER):
         return []
     if not name.startswith(CLIP) or name == CLIP:
-        return [Problem(_WHERE, f"unknown encoder {name!r}", "use auto, clip:NAME/WEIGHTS or clip:FOLDER")]
+        return [Problem(_WHERE, f"unknown encoder {name!r}", "use auto, classifier, clip:NAME/WEIGHTS or clip:FOLDER")]
     open_clip = _open_clip()
     wanted = name.removeprefix(CLIP)
     if Path(wanted).is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 
 from variegate.errors import Problem, RecipeError
 from variegate.images import load_squares
-from variegate.judge import Judge, class_agreement, train_judge
+from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
-from variegate.stages.curate.encoders import Encoder, check_encoder, open_encoder
+from variegate.stages.curate.encoders import CLASSIFIER, Encoder, check_encoder, open_encoder
 from variegate.stages.curate.scores import blank_scores
 from variegate.stages.curate.select import Decision, drop_blank, drop_off_class, weigh_by_agreement
 
@@ -25,7 +26,10 @@ _SLICE = 512  # images in memory at a time
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """What decisions depend on besides the images."""
-    return {"curate": [step.model_dump() for step in recipe.curate], "seed": recipe.seed}
+    keys = {"curate": [step.model_dump() for step in recipe.curate], "seed": recipe.seed}
+    if any(step.encoder == CLASSIFIER for step in recipe.curate):
+        keys["classifier"] = recipe.train.model_dump(exclude={"mixing"})
+    return keys
 
 
 def check(recipe: Recipe) -> None:
@@ -90,10 +94,8 @@ def _agreement(
     context: Context, step: CurateStep, images: Sequence[SyntheticImage]
 ) -> tuple[Judge | None, dict[str, float]]:
     """A judge taught by the real training images, and its opinion of every synthetic one."""
-    train = context.folder.real_images("train")
     paths = [context.folder.path(image.path) for image in images]
-    with open_encoder(step.encoder, context.recipe) as encoder:
-        judge = _teach(context, encoder, train)
+    with _taught(context, step) as (encoder, judge):
         if judge is None:
             return None, {}
         values: list[float] = []
@@ -105,17 +107,54 @@ def _agreement(
     return judge, {image.id: value for image, value in zip(images, values, strict=True)}
 
 
-def _teach(context: Context, encoder: Encoder, train: Sequence[RealImage]) -> Judge | None:
-    features = []
-    for _, pixels in _slices(context.recipe, [Path(image.path) for image in train], encoder.size_px):
-        features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
-    both = np.concatenate(features)  # [N, 2, D]: each image and its mirror image
+@contextmanager
+def _taught(context: Context, step: CurateStep) -> Iterator[tuple[Encoder, Judge | None]]:
+    """What sees the images, and the judge on it; no judge where there are too few real images to test one on."""
+    if step.encoder == CLASSIFIER:
+        yield _jury(context)
+        return
+    with open_encoder(step.encoder, context.recipe) as encoder:
+        yield encoder, _probe(context, encoder)
+
+
+def _jury(context: Context) -> tuple[Encoder, Judge | None]:
+    """Classifiers taught by the training images and measured on the validation images."""
+    from variegate.stages.curate.jury import JURORS, num_steps, teach_jury
+
+    recipe, folder = context.recipe, context.folder
+    train, held_out = folder.real_images("train"), folder.real_images("val")
+    pixels = _pixels(recipe, train, recipe.dataset.size_px)
+    with context.reporter.bar("teaching the jury", JURORS * num_steps(recipe, len(train)), unit="steps") as bar:
+        labels = [image.label for image in train]
+        jury = teach_jury(recipe, pixels, labels, len(folder.classes()), on_step=lambda _: bar.advance(1))
+    if not held_out:
+        return jury, None
+    logits = jury.features(_pixels(recipe, held_out, jury.size_px))
+    truth = np.array([image.label for image in held_out])
+    return jury, judge_of_logits(logits, truth, _groups(context, held_out))
+
+
+def _probe(context: Context, encoder: Encoder) -> Judge | None:
+    """A regression on the encoder's features of the training images, cross-validated on them."""
+    train = context.folder.real_images("train")
+    pixels = _pixels(context.recipe, train, encoder.size_px)
+    both = np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1)  # and mirror images
     labels = np.repeat([image.label for image in train], 2)
-    done = context.folder.stage("dataset")  # a meadow's groups are habitats, which every species shares
-    by_group = done is None or done[1].get("groups_split", True)
-    groups = np.repeat([image.group if by_group and image.group else image.id for image in train], 2)
+    groups = np.repeat(_groups(context, train), 2)
     seed = seed_from(context.recipe.seed, "judge")
     return train_judge(both.reshape(-1, both.shape[-1]), labels, groups.tolist(), seed=seed)
+
+
+def _groups(context: Context, images: Sequence[RealImage]) -> list[str]:
+    """What counts as one independent image: its group where groups are kept apart by the splits."""
+    done = context.folder.stage("dataset")  # a meadow's groups are habitats, which every species shares
+    by_group = done is None or done[1].get("groups_split", True)
+    return [image.group if by_group and image.group else image.id for image in images]
+
+
+def _pixels(recipe: Recipe, images: Sequence[RealImage], size_px: int) -> np.ndarray:
+    section = recipe.dataset
+    return load_squares([Path(image.path) for image in images], size_px, section.fit, section.max_megapixels)
 
 
 def _slices(recipe: Recipe, paths: Sequence[Path], size_px: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -147,9 +186,12 @@ def _follow(
 def _doubt(step: CurateStep, judge: Judge | None) -> str:
     """Why a judge is not listened to; empty when it is."""
     if judge is None:
-        return f"{_score_name(step)} was not used: a judge needs two real training images (or groups) of every class"
+        needs = "validation images to be measured on"
+        if step.encoder != CLASSIFIER:
+            needs = "two real training images (or groups) of every class"
+        return f"{_score_name(step)} was not used: a judge needs {needs}"
     if judge.is_weak:
-        values = (judge.cv_accuracy, judge.chance, judge.cv_low, judge.needed)
+        values = (judge.held_out_accuracy, judge.chance, judge.held_out_low, judge.needed)
         right, chance, low, needed = (f"{100 * value:.0f} %" for value in values)
         facts = f"its judge is right on {right} of held-out real images and a guess on {chance}"
         need = f"with {judge.num_tested} tested that may be {low} in truth, and {needed} is needed"
@@ -159,8 +201,8 @@ def _doubt(step: CurateStep, judge: Judge | None) -> str:
 
 def _judge_facts(step: CurateStep, judge: Judge | None) -> dict[str, Any]:
     if judge is None:
-        return {"encoder": step.encoder, "cv_accuracy": None, "cv_low": None, "chance": None, "used": False}
-    numbers = {"cv_accuracy": judge.cv_accuracy, "cv_low": judge.cv_low, "chance": judge.chance}
+        return {"encoder": step.encoder, "held_out_accuracy": None, "held_out_low": None, "chance": None, "used": False}
+    numbers = {"held_out_accuracy": judge.held_out_accuracy, "held_out_low": judge.held_out_low, "chance": judge.chance}
     return {"encoder": step.encoder, **{k: round(v, 6) for k, v in numbers.items()}, "used": not judge.is_weak}
 
 
@@ -192,7 +234,7 @@ def _summary(
         line += f", mean weight {mean_weight:.2f}"
     for judge in judges:
         if judge["used"]:
-            line += f"; judge right on {100 * judge['cv_accuracy']:.0f} % of held-out real images"
+            line += f"; judge right on {100 * judge['held_out_accuracy']:.0f} % of held-out real images"
     action = {decision.id: decision.action for decision in decisions}
     left = Counter(image.target for image in images if action[image.id] == "keep")
     emptied = sorted({image.target for image in images} - set(left))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from variegate.stages.train.fit import Progress, State
+from variegate.classifier.fit import Progress, State
 
 PREDICTIONS = pa.schema(
     [

@@ -6,7 +6,6 @@ the last step, and nothing is chosen by them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 import traceback
@@ -19,13 +18,25 @@ from typing import Any
 import numpy as np
 
 from variegate import __version__
+from variegate.classifier import labels, mixing
+from variegate.classifier.fit import (
+    Compute,
+    FitData,
+    Fitted,
+    LabelledImages,
+    choose_compute,
+    fit,
+    predict,
+    rate_of,
+    settings_of,
+)
+from variegate.classifier.models import Classifier, build_model, check_model_name
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
 from variegate.records import RealImage, SyntheticImage, content_id, seed_from
-from variegate.stages.train import labels, mixing
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
@@ -36,18 +47,6 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
-from variegate.stages.train.fit import (
-    Compute,
-    FitData,
-    Fitted,
-    LabelledImages,
-    Settings,
-    choose_compute,
-    fit,
-    peak_rate,
-    predict,
-)
-from variegate.stages.train.models import Classifier, build_model, check_model_name
 from variegate.store import RunFolder
 
 NAME = "train"
@@ -256,7 +255,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         classifier,
         workshop.data,
         slots_of(task.arm, task.seed, workshop),
-        _settings(workshop.recipe, task.seed),
+        settings_of(section, seed_from(workshop.recipe.seed, "steps", task.seed)),
         workshop.compute,
         resume=resume,
         save=lambda progress: folder.write(f"{task.folder}/{CHECKPOINT}", checkpoint_bytes(progress, task.key)),
@@ -284,20 +283,6 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
         chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
         slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(workshop.train), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
-
-
-def _settings(recipe: Recipe, seed: int) -> Settings:
-    section = recipe.train
-    chosen = {"seed": seed_from(recipe.seed, "steps", seed), "lr": _rate(section)}
-    names = [field.name for field in dataclasses.fields(Settings) if field.name not in chosen]
-    return Settings(**{name: getattr(section, name) for name in names}, **chosen)
-
-
-def _rate(section: TrainSection) -> float:
-    if section.lr is not None:
-        return section.lr
-    is_pretrained = bool(section.pretrained)
-    return peak_rate(section.model, is_pretrained=is_pretrained, mode=section.mode, optimizer=section.optimizer)
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
@@ -340,6 +325,6 @@ def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[s
         "line": "; ".join([line, *warnings]),
         "tasks": rows,
         "steps": workshop.steps,
-        "lr": _rate(workshop.recipe.train),
+        "lr": rate_of(workshop.recipe.train),
         "warnings": warnings,
     }

@@ -133,6 +133,12 @@ def test_last_timestep_only_when_asked(tiny_sd: Path) -> None:
     assert len(set(asked[:8])) > 4 and asked[8:] == [999] * 8
 
 
+def test_the_last_timestep_counts_in_full_whatever_the_signal_to_noise_ratio(tiny_sd: Path) -> None:
+    for kind in ("epsilon", "v_prediction"):
+        capped, plain = (losses_of(tiny_sd, kind=kind, timesteps="last", snr_cap=cap) for cap in (5.0, None))
+        assert capped == plain
+
+
 def test_masks_outside_the_foreground_do_not_matter_to_the_loss(tiny_sd: Path) -> None:
     """Another prediction error outside the mask: the targets differ there, the loss does not."""
     with trainee_of(tiny_sd, batch=6) as trainee:

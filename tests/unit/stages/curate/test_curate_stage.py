@@ -53,8 +53,8 @@ def test_the_drawing_models_features_are_scored_and_their_judge_described(colour
     scores = context.folder.scores("class-agreement")
     assert len(scores) == 18
     assert all(0.0 <= value <= 1.0 for value in scores.values())
-    assert judge["cv_low"] < judge["cv_accuracy"]
-    assert judge["used"] == (judge["cv_low"] >= 1.5 * judge["chance"])
+    assert judge["held_out_low"] < judge["held_out_accuracy"]
+    assert judge["used"] == (judge["held_out_low"] >= 1.5 * judge["chance"])
     kept = context.folder.synthetic_images()
     if judge["used"]:
         assert "right on" in summary["line"]
@@ -62,6 +62,37 @@ def test_the_drawing_models_features_are_scored_and_their_judge_described(colour
     else:
         assert "was not used" in summary["line"]
         assert {image.weight for image in kept} == {1.0}
+
+
+def test_the_recipes_own_classifier_finds_images_of_another_class(coloured_run) -> None:
+    """The first image of each class is replaced by one of the next class."""
+    context = coloured_run(
+        curate=[agreement(encoder="classifier", policy="weight")],
+        train={"steps": 60, "batch": 15, "lr": 0.005},
+        splits={"train": 10, "val": 16, "test": 2},
+    )
+    images = context.folder.synthetic_images(kept_only=False)
+    of_class = [[image for image in images if image.target == label] for label in range(3)]
+    wrong = [of_class[label][0].id for label in range(3)]
+    right = [image.id for own in of_class for image in own[1:-1]]  # the last of each class is black
+    for label in range(3):
+        other = of_class[(label + 1) % 3][1]
+        context.folder.write(of_class[label][0].path, context.folder.path(other.path).read_bytes())
+    summary = stage.run(context)
+    scores = context.folder.scores("class-agreement classifier")
+    assert max(scores[one] for one in wrong) < min(scores[one] for one in right)
+    (judge,) = summary["judges"]
+    assert judge["used"] and judge["held_out_accuracy"] > 0.9
+    assert "judge right on" in summary["line"]
+    stage.run(context)
+    assert context.folder.scores("class-agreement classifier") == scores  # the same bytes when done again
+
+
+def test_the_classifier_as_a_judge_needs_validation_images(coloured_run) -> None:
+    context = coloured_run(curate=[agreement(encoder="classifier")], splits={"train": 3, "test": 2})
+    summary = stage.run(context)
+    assert "was not used: a judge needs validation images" in summary["line"]
+    assert not summary["judges"][0]["used"]
 
 
 def test_clip_judges_through_open_clip(coloured_run, clip_folder: Path) -> None:

@@ -76,7 +76,7 @@ def clusters(
 def test_a_good_judge_agrees_with_the_right_class_only() -> None:
     judge = train_judge(*clusters(6, 1.5), seed=1)
     assert judge is not None
-    assert judge.cv_accuracy > 0.8
+    assert judge.held_out_accuracy > 0.8
     assert not judge.is_weak
     features, labels, _ = clusters(20, 1.5, seed=5)
     right, wrong = class_agreement(judge, features, labels), class_agreement(judge, features, (labels + 1) % 4)
@@ -127,7 +127,7 @@ def test_mirror_images_do_not_flatter_the_judge() -> None:
     )
     assert honest is not None
     assert fooled is not None
-    assert fooled.cv_accuracy > honest.cv_accuracy + 0.2
+    assert fooled.held_out_accuracy > honest.held_out_accuracy + 0.2
 
 
 def test_one_image_a_class_is_too_few_to_test_a_judge() -> None:

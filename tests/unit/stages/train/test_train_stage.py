@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from variegate.classifier import fit as fitting
+from variegate.classifier.models import load_classifier
 from variegate.errors import DataError, ModelError, TaskFailed
 from variegate.files import file_sha256
 from variegate.recipe import Recipe
-from variegate.stages.train import fit as fitting
 from variegate.stages.train import stage
 from variegate.stages.train.cache import ImageFile, load_images
-from variegate.stages.train.models import load_classifier
 
 TASKS = ["real/seed-0", "real/seed-1", "real-synthetic/seed-0", "real-synthetic/seed-1"]
 
@@ -135,8 +135,8 @@ def test_a_checkpoint_left_by_a_kill_is_cleared(coloured_run) -> None:
     ],
 )
 def test_the_rate_fits_the_model_unless_the_recipe_names_one(keys: dict, rate: float) -> None:
-    recipe = Recipe.model_validate({"train": keys})
-    assert stage._settings(recipe, 0).lr == pytest.approx(rate)
+    section = Recipe.model_validate({"train": keys}).train
+    assert fitting.settings_of(section, 0).lr == pytest.approx(rate)
 
 
 def test_arms_of_a_seed_are_paired(coloured_run) -> None:

@@ -7,6 +7,7 @@ its randomness from (task seed, step), so nothing but weights, optimiser and log
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +21,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
+from variegate.classifier.augment import make_augment, make_mix, own_randomness, to_unit
+from variegate.classifier.mixing import Slots
+from variegate.classifier.models import OWN_MODEL, Classifier
+from variegate.recipe import TrainSection
 from variegate.records import seed_from
-from variegate.stages.train.augment import make_augment, make_mix, own_randomness, to_unit
-from variegate.stages.train.mixing import Slots
-from variegate.stages.train.models import OWN_MODEL, Classifier
 
 CHECKPOINT_EVERY_S = 30.0
 QUICK_SAVE_S = 1.5  # models that take longer to save are saved more rarely: at most a twentieth of the time
@@ -140,6 +142,21 @@ def peak_rate(model: str, *, is_pretrained: bool, mode: str, optimizer: str) -> 
     if is_pretrained and mode == "full":
         rate = 3e-4
     return rate * (10.0 if optimizer == "sgd" else 1.0)
+
+
+def rate_of(section: TrainSection) -> float:
+    """The peak learning rate of a recipe's classifier."""
+    if section.lr is not None:
+        return section.lr
+    return peak_rate(
+        section.model, is_pretrained=bool(section.pretrained), mode=section.mode, optimizer=section.optimizer
+    )
+
+
+def settings_of(section: TrainSection, seed: int) -> Settings:
+    """What the loop needs of a recipe's train section."""
+    names = {field.name for field in dataclasses.fields(Settings)} - {"lr", "seed"}
+    return Settings(**{name: getattr(section, name) for name in sorted(names)}, lr=rate_of(section), seed=seed)
 
 
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from variegate.classifier import augment, labels
 from variegate.records import SyntheticImage
-from variegate.stages.train import augment, labels
 
 IMAGES = [
     SyntheticImage("a", "", "s", 0, 1, "", 0.25),

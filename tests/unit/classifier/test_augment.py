@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from variegate.stages.train import augment
+from variegate.classifier import augment
 
 NAMES = ["none", "classic", "randaugment", "trivialaugment"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from variegate.stages.train import mixing
+from variegate.classifier import mixing
 
 POOL = mixing.Pool(weights=np.array([1.0, 0.5, 0.0, 1.0]), parents=np.array([0, 0, 0, 2]))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from variegate.classifier.models import Classifier, build_model, check_model_name
 from variegate.errors import ModelError
-from variegate.stages.train.models import Classifier, build_model, check_model_name
 
 
 def build(

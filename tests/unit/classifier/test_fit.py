@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from variegate.stages.train import fit as fitting
-from variegate.stages.train import labels, mixing
+from variegate.classifier import fit as fitting
+from variegate.classifier import labels, mixing
+from variegate.classifier.fit import FitData, Fitted, LabelledImages, Progress, Settings
+from variegate.classifier.models import Classifier, build_model
 from variegate.stages.train.files import checkpoint_bytes, read_checkpoint
-from variegate.stages.train.fit import FitData, Fitted, LabelledImages, Progress, Settings
-from variegate.stages.train.models import Classifier, build_model
 
 STEPS, BATCH = 8, 6
 COMPUTE = fitting.choose_compute("cpu")

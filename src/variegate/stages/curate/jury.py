@@ -1,0 +1,62 @@
+"""A jury: the recipe's own classifier, trained more than once on the real training images alone. Needs torch.
+
+It asks of a synthetic image what a classifier of the real ones would call it. It shares no weights and no seeds with the
+classifiers that the train stage compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from variegate.classifier import labels, mixing
+from variegate.classifier.fit import FitData, LabelledImages, choose_compute, fit, predict, settings_of
+from variegate.classifier.models import Classifier, build_model
+from variegate.recipe import Recipe
+from variegate.records import seed_from
+
+JURORS = 2
+
+
+class Jury:
+    """Classifiers that agree on one opinion; an `Encoder` whose features are log-probabilities [N, C]."""
+
+    def __init__(self, recipe: Recipe, jurors: Sequence[Classifier]) -> None:
+        self.size_px, self._jurors = recipe.dataset.size_px, jurors
+        self._compute = choose_compute(recipe.backend.device)
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        opinions = [predict(juror, pixels, self._compute) for juror in self._jurors]
+        return np.log(np.mean(opinions, axis=0).clip(1e-9))
+
+
+def num_steps(recipe: Recipe, num_real: int) -> int:
+    """Optimiser steps of each juror: as many as an arm of the comparison has."""
+    section = recipe.train
+    return mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=num_real, batch=section.batch)
+
+
+def teach_jury(
+    recipe: Recipe, pixels: np.ndarray, truth: Sequence[int], num_classes: int, on_step: Callable[[int], None]
+) -> Jury:
+    """Train every juror to its last step; no image is held back and none is chosen by."""
+    section = recipe.train
+    targets = labels.smooth(labels.one_hot(truth, num_classes), section.label.smoothing)
+    none = LabelledImages(pixels[:0], targets[:0])
+    data, steps = FitData(LabelledImages(pixels, targets), none, none), num_steps(recipe, len(pixels))
+    jurors = []
+    for number in range(JURORS):
+        seed = seed_from(recipe.seed, "jury", number)
+        juror = build_model(
+            section.model,
+            num_classes=num_classes,
+            size_px=recipe.dataset.size_px,
+            pretrained=section.pretrained,
+            seed=seed,
+        )
+        order = mixing.real_order(len(pixels), steps * section.batch, np.random.default_rng(seed))
+        slots = mixing.real_only(order).shaped(steps, section.batch)
+        fit(juror, data, slots, settings_of(section, seed), choose_compute(recipe.backend.device), on_step=on_step)
+        jurors.append(juror)
+    return Jury(recipe, jurors)
