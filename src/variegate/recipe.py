@@ -107,14 +107,15 @@ class AdaptSection(Section):
     rank: int = Field(8, ge=1, le=1024)
     alpha: float | None = Field(None, gt=0.0)  # null: the rank
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]  # endings of module names in the U-Net
+    targets: Literal["attention", "all"] | list[str] = "attention"  # where the U-Net gets a LoRA; all: convolutions and
+    # feed-forward layers too, which small models need; or endings of module names
     text_encoder_lora: bool = False
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1)  # images a step, all processes together
     micro_batch: int | None = Field(None, ge=1)  # of them at a time; null: all. Halved when memory runs out
     optimizer: Literal["adamw", "adamw-8bit", "prodigy"] = "adamw"
-    lr: float = Field(1e-3, gt=0.0)  # of the LoRA; of a published SD 1.5 recipe 1e-4 to 5e-5
-    token_lr: float = Field(1e-2, gt=0.0)  # of the tokens
+    lr: float | None = Field(None, gt=0.0)  # of the LoRA; null: 8e-5 at the width of SD 1.5, more for narrower models
+    token_lr: float | None = Field(None, gt=0.0)  # of the tokens; null: 4e-4 at the width of SD 1.5, likewise
     weight_decay: float = Field(0.01, ge=0.0)
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_fraction: Fraction = 0.05

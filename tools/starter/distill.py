@@ -34,7 +34,7 @@ from variegate.backends.denoise import Text
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 LEVEL_SHARES = (0.1, 0.15, 0.2, 0.55)  # from pure noise is the hardest
-STEPS, GUIDANCE = 12, 2.0
+STEPS, GUIDANCE = 8, 2.0
 SHARD_PAIRS = 256
 BATCH, PEAK_RATE = 32, 4e-4
 HUBER_WIDTH = 0.3  # of the pseudo-Huber loss: less blur than squares (arXiv 2310.14189)

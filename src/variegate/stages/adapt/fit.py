@@ -19,6 +19,7 @@ from variegate.stages.adapt.sampling import Batch, sample_batch
 from variegate.stages.adapt.team import Team
 from variegate.stages.adapt.trainee import Trainee, seeded
 
+LORA_RATE, TOKEN_RATE, RATE_WIDTH = 8e-5, 4e-4, 320
 HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps, one loss each
 HELD_OUT_IMAGES = 32
 HELD_OUT_SEED = 2208
@@ -48,6 +49,20 @@ class Progress:
     since_best: int = 0
     stopped: bool = False
     micro_batch: int = 0
+
+
+def settled(section: AdaptSection, width: int) -> AdaptSection:
+    """The section with its learning rates filled in for a U-Net of `width` channels at its first level.
+
+    LoRA of SD 1.5 (320 channels) is published with 5e-5 to 1e-4. Fewer channels need larger steps; the square fits what the
+    starter was tuned to (64 channels: 2e-3 and 1e-2, docs/log.md).
+
+    >>> settled(AdaptSection(), 320).lr, settled(AdaptSection(token_lr=0.5), 64).token_lr
+    (8e-05, 0.5)
+    """
+    lr = section.lr if section.lr is not None else LORA_RATE * (RATE_WIDTH / width) ** 2
+    token_lr = section.token_lr if section.token_lr is not None else TOKEN_RATE * (RATE_WIDTH / width) ** 2
+    return section.model_copy(update={"lr": lr, "token_lr": token_lr})
 
 
 def optimizer_for(trainee: Trainee, section: AdaptSection) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from variegate.pipeline import Context
 from variegate.records import RealImage, seed_from
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
 from variegate.stages.adapt.copies import count_copies
-from variegate.stages.adapt.fit import Fit, Views, milestones
+from variegate.stages.adapt.fit import Fit, Views, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
 from variegate.stages.adapt.preview import draw_preview, plan_preview, sheet
 from variegate.stages.adapt.sampling import image_weights
@@ -31,7 +31,8 @@ class Course:
 
     def __init__(self, context: Context, backend: DiffusionBackend, material: Material, key: str) -> None:
         self.context, self.backend, self.material, self.key = context, backend, material, key
-        self.recipe, self.section, self.folder = context.recipe, context.recipe.adapt, context.folder
+        self.recipe, self.folder = context.recipe, context.folder
+        self.section = settled(self.recipe.adapt, backend.facts.width)
         self.seed = seed_from(self.recipe.seed, "adapt")
         self.team = join()
         # latents first: the autoencoder and the base model are as they came

@@ -168,7 +168,7 @@ def _learn(context: Context) -> dict[str, Any]:
             base={"model": spec.model, "revision": spec.revision, "fingerprint": spec.fingerprint},
             data=content_id(sorted((image.id, image.sha256) for image in material.train)),
             splits=splits_hash(folder),
-            recipe={"seed": recipe.seed, "adapt": recipe.adapt.model_dump(), "prompts": recipe.prompts.model_dump()},
+            recipe={"seed": recipe.seed, "adapt": course.section.model_dump(), "prompts": recipe.prompts.model_dump()},
             versions=_versions(),
             scores=course.scores(),
         )

@@ -93,7 +93,7 @@ def help_out(recipe: Recipe) -> int:
     from dataclasses import replace
 
     from variegate.backends.diffusion import DiffusionBackend
-    from variegate.stages.adapt.fit import Fit
+    from variegate.stages.adapt.fit import Fit, settled
     from variegate.stages.adapt.material import training_spec
     from variegate.stages.adapt.trainee import Trainee
 
@@ -101,10 +101,11 @@ def help_out(recipe: Recipe) -> int:
     spec = training_spec(recipe)
     while (lesson := team.tell(None)) is not None:
         with DiffusionBackend.open(replace(spec, device=own_device(spec.device))) as backend:
-            trainee = Trainee(backend, recipe.adapt, lesson.placeholders, lesson.words, lesson.seed)
+            section = settled(recipe.adapt, backend.facts.width)
+            trainee = Trainee(backend, section, lesson.placeholders, lesson.words, lesson.seed)
             fit = Fit(
                 trainee,
-                recipe.adapt,
+                section,
                 lesson.views,
                 None,
                 lesson.prior,
@@ -113,7 +114,7 @@ def help_out(recipe: Recipe) -> int:
                 team=team,
             )
             fit.restore(lesson.state, fresh=lesson.fresh)
-            fit.run(recipe.adapt.steps)
+            fit.run(section.steps)
         count += 1
     torch.distributed.destroy_process_group()
     return count

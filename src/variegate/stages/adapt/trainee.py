@@ -22,6 +22,11 @@ from variegate.recipe import AdaptSection
 from variegate.stages.adapt.tokens import TokenEmbedding, add_tokens, first_rows, grouped, token_names
 
 LORA_NAME = "variegate"
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = {
+    "attention": _ATTENTION,
+    "all": (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"),
+}
 
 
 @dataclass(slots=True)
@@ -94,11 +99,12 @@ class Trainee:
         from peft import LoraConfig
 
         section = self.section
+        targets = TARGETS[section.targets] if isinstance(section.targets, str) else section.targets
         settings = {"r": section.rank, "lora_alpha": section.alpha or section.rank, "lora_dropout": section.dropout}
         try:
-            self.unet.add_adapter(LoraConfig(**settings, target_modules=list(section.targets)), LORA_NAME)
+            self.unet.add_adapter(LoraConfig(**settings, target_modules=list(targets)), LORA_NAME)
         except ValueError as exc:
-            text = f"no module of the U-Net ends in {', '.join(section.targets)}"
+            text = f"no module of the U-Net ends in {', '.join(targets)}"
             raise ModelError(
                 Problem("adapt.targets", text, "use to_q, to_k, to_v, to_out.0, proj_in, conv1, ...")
             ) from exc
