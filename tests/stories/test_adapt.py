@@ -309,7 +309,7 @@ def test_class_names_that_tokenise_to_nothing(make_folder: Callable[..., Path], 
         json.dumps({**json.loads(index.read_text()), "tokenizer": ["transformers", "PreTrainedTokenizerFast"]})
     )
     photos = make_folder({"🦋": 4, "🐝": 4, "ant": 4})
-    said = refused(photos, *LEARN, *settings(f"backend.model={model}"), out=tmp_path / "out", verb="adapt", early=False)
+    said = refused(photos, *LEARN, *settings(f"backend.model={model}"), out=tmp_path / "out", verb="adapt")
     assert "2 of the first words tokenise to nothing" in said and "adapt.init=random" in said
     said = variegate(
         "adapt", photos, "--out", tmp_path / "random", *LEARN, *settings(f"backend.model={model}", "adapt.init=random")
@@ -327,7 +327,7 @@ def test_a_base_model_without_the_expected_parts(tmp_path: Path, part: str) -> N
 
 
 def test_lora_targets_that_the_unet_does_not_have(tmp_path: Path) -> None:
-    said = refused(*LEARN, *settings("adapt.targets=[to_quux]"), out=tmp_path / "out", verb="adapt", early=False)
+    said = refused(*LEARN, *settings("adapt.targets=[to_q, to_quux]"), out=tmp_path / "out", verb="adapt")
     assert "no module of the U-Net ends in to_quux" in said and "to_q" in said
 
 

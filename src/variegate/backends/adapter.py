@@ -57,6 +57,11 @@ class AdapterFacts:
     def has_lora(self) -> bool:
         return "lora" in self.method
 
+    @property
+    def superclass(self) -> str:
+        """The word that followed the token when it was learned; "" where an imported adapter does not tell."""
+        return str(self.recipe.get("adapt", {}).get("superclass", ""))
+
 
 def placeholder(label: int) -> str:
     """The word that stands for a class in prompts; diffusers names its further vectors <class_3>_1, <class_3>_2, ...

@@ -226,6 +226,16 @@ def _check_weights(component: Path, again: str) -> list[Problem]:
     return [Problem(str(component), "has a config.json and no weights", again)]
 
 
+def weight_names(component: Path) -> set[str]:
+    """Names of all tensors in a component's safetensors files, read from their headers alone."""
+    names: set[str] = set()
+    for path in component.glob("*.safetensors"):
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            names |= set(json.loads(file.read(length))) - {"__metadata__"}
+    return names
+
+
 def _broken_safetensors(path: Path) -> str:
     """Why a weight file cannot be whole, judged by its header and size; empty when it can."""
     size = path.stat().st_size

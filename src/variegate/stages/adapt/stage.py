@@ -21,8 +21,10 @@ from variegate.backends.adapter import (
     read_adapter,
     write_adapter,
 )
-from variegate.backends.folder import find_model, read_model
+from variegate.backends.folder import find_model, read_model, weight_names
+from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
+from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, content_id
@@ -36,6 +38,7 @@ from variegate.stages.adapt.material import (
     training_spec,
 )
 from variegate.store import RunFolder, explained
+from variegate.templates import plain_name
 
 NAME = "adapt"
 LOG = "adapt/log.jsonl"
@@ -69,15 +72,41 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         if problems:
             raise ModelError(problems)
         return
-    facts = read_model(find_model(training_section(recipe).model, training_section(recipe).revision))
+    model = find_model(training_section(recipe).model, training_section(recipe).revision)
+    facts = read_model(model)
     if facts.levels is not None and section.timesteps == "all":
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
         raise ModelError(Problem("adapt.model", text, remedy))
+    problems = [_first_word_problem(recipe, model, classes), _target_problem(recipe, model)]
+    if any(problems):
+        raise ModelError([problem for problem in problems if problem])
     if section.mask == "foreground" and not recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet")):
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")
         )
+
+
+def _first_word_problem(recipe: Recipe, model: Path, classes: Sequence[ClassInfo]) -> Problem | None:
+    section = recipe.adapt
+    if not section.has_tokens or section.init == "random":
+        return None
+    texts = [plain_name(info) for info in classes] if section.init == "name" else [section.init]
+    return speechless(texts, load_tokenizers(model))
+
+
+def _target_problem(recipe: Recipe, model: Path) -> Problem | None:
+    targets = recipe.adapt.targets
+    if not recipe.adapt.has_lora or isinstance(targets, str):
+        return None
+    modules = {name.rpartition(".")[0] for name in weight_names(model / "unet")}
+    idle = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in modules)]
+    if not idle:
+        return None
+    text = f"no module of the U-Net ends in {', '.join(idle)}"
+    return Problem(
+        "adapt.targets", text, "use attention, all, or endings such as to_q, to_k, to_v, to_out.0, proj_in, conv1"
+    )
 
 
 def _use_problems(recipe: Recipe) -> list[Problem]:
@@ -153,7 +182,7 @@ def _learn(context: Context) -> dict[str, Any]:
     spec = training_spec(recipe)
     key = content_id(
         __version__, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
-        [(image.id, image.sha256) for image in (*material.train, *material.held_out)],
+        [(image.id, image.sha256) for image in (*material.train, *material.held_out)], _mask_hashes(recipe, material),
         material.words, material.captions, material.held_out_captions,
         (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None,
     )  # fmt: skip
@@ -176,6 +205,13 @@ def _learn(context: Context) -> dict[str, Any]:
     folder.write(LOG, "".join(json.dumps(line) + "\n" for line in course.log))
     _register(folder)
     return _summary(recipe, material, course, time.monotonic() - start)
+
+
+def _mask_hashes(recipe: Recipe, material: Material) -> list[str]:
+    """Of the masks' contents, where the loss reads them: an edited mask is another lesson."""
+    if recipe.adapt.mask == "none":
+        return []
+    return [file_sha256(Path(image.mask)) if image.mask else "" for image in (*material.train, *material.held_out)]
 
 
 def _summary(recipe: Recipe, material: Material, course: Any, seconds: float) -> dict[str, Any]:

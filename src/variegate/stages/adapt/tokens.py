@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from variegate.backends.tokenizers import speechless, word_pieces
 from variegate.errors import ModelError, Problem
 
 
@@ -69,19 +70,12 @@ def first_rows(
         mean, std = weight.mean(0), weight.std(0)
         return mean + std * torch.randn(len(words) * vectors, weight.shape[1], generator=generator)
     texts = list(words) if init == "name" else [init] * len(words)
-    pieces = [_pieces(tokenizer, text) for text in texts]
-    empty = [text for text, ids in zip(texts, pieces, strict=True) if not ids]
-    if empty:
-        text = f"{len(empty)} of the first words tokenise to nothing, for example {empty[0]!r}"
-        raise ModelError(Problem("adapt.init", text, "set adapt.init=random, or a word such as bird"))
-    rows = torch.cat([_dealt(weight[torch.tensor(ids)], vectors) for ids in pieces])
+    problem = speechless(texts, [tokenizer])
+    if problem:
+        raise ModelError(problem)
+    rows = torch.cat([_dealt(weight[torch.tensor(word_pieces(tokenizer, text))], vectors) for text in texts])
     jitter = 0.01 * weight.std() * torch.randn(rows.shape, generator=generator)
     return rows + jitter
-
-
-def _pieces(tokenizer: Any, text: str) -> list[int]:
-    special = set(tokenizer.all_special_ids)
-    return [token for token in tokenizer(text, add_special_tokens=False).input_ids if token not in special]
 
 
 def _dealt(rows: torch.Tensor, vectors: int) -> torch.Tensor:

@@ -157,10 +157,12 @@ class Trainee:
         half = self.backend.dtype != torch.float32
         for part in (self.unet, *(encoder.model for encoder in self.encoders)):
             part.train(training)
-        with torch.autocast(kind, self.backend.dtype, enabled=half), _attention(kind):
-            yield
-        for part in (self.unet, *(encoder.model for encoder in self.encoders)):
-            part.eval()
+        try:
+            with torch.autocast(kind, self.backend.dtype, enabled=half), _attention(kind):
+                yield
+        finally:
+            for part in (self.unet, *(encoder.model for encoder in self.encoders)):
+                part.eval()
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from variegate.backends.adapter import ADAPTER, expand, parts_used, read_adapter, token_vectors
 from variegate.backends.folder import find_model, model_fingerprint
-from variegate.errors import ModelError, Problem, RecipeError
+from variegate.backends.tokenizers import load_tokenizers
+from variegate.errors import RecipeError
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, RealImage
@@ -91,7 +91,10 @@ def _words(recipe: Recipe, folder: RunFolder, classes: Sequence[ClassInfo]) -> t
     use = folder.path(ADAPTER) if parts_used(recipe.generate.method) != "none" else None
     facts = read_adapter(use) if use else None
     placeholders = facts.placeholders if facts else ()
-    words = [class_word(info, placeholders, recipe.adapt.superclass) for info in classes]
+    words = [
+        class_word(info, placeholders, recipe.adapt.superclass or (facts.superclass if facts else ""))
+        for info in classes
+    ]
     return words, token_vectors(use) if use else {}
 
 
@@ -106,30 +109,6 @@ def measure(prompts: Iterable[str], recipe: Recipe, vectors: Mapping[str, int]) 
         for prompt, ids in zip(tokens, tokenizer(texts)["input_ids"], strict=True):
             tokens[prompt] = max(tokens[prompt], len(ids))
     return Lengths(tokens, limit or 0)
-
-
-def load_tokenizers(folder: Path) -> list[Any]:
-    """The model's own tokenizers: one for Stable Diffusion, two for SDXL."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would say that long prompts fail; we say it, with the remedy
-    try:
-        parts = sorted(path for path in folder.glob("tokenizer*") if path.is_dir())
-        return [_quiet(AutoTokenizer.from_pretrained(part, local_files_only=True)) for part in parts]
-    except (OSError, ValueError) as exc:
-        raise ModelError(
-            Problem(str(folder), f"its tokenizer cannot be loaded: {exc}", "download the model again")
-        ) from exc
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def _quiet(tokenizer: Any) -> Any:
-    """Without its own warning about long texts."""
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
 
 
 def _texts(recipe: Recipe) -> list[str]:
