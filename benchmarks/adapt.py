@@ -1,7 +1,7 @@
 """Adapting: its speed against the plain way, and whether what it draws shows the right class.
 
     python benchmarks/adapt.py speed [--steps 20] [KEY=VALUE ...]
-    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,lora,tokens+lora] [--judge FOLDER] [KEY=VALUE ...]
+    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,...] [--judge FOLDER] [KEY=VALUE ...]
 
 speed: images a second of adapting all classes at once against one run a class in the manner of the diffusers example for
 textual inversion: the whole embedding matrix in the optimiser, images encoded at every step, fp32, batch 4. Same images, both in
@@ -43,7 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="of the timed runs (%(default)s)")
     parser.add_argument("--draws", type=int, default=5, help="sets of training images (%(default)s)")
     parser.add_argument("--per-class", type=int, default=20, help="images drawn for each class (%(default)s)")
-    parser.add_argument("--methods", default="base,tokens,lora,tokens+lora")
+    parser.add_argument(
+        "--methods", default="base,tokens,lora,tokens+lora", help=f"of {', '.join(COLUMNS)} (%(default)s)"
+    )
     parser.add_argument("--judge", type=Path, help="keep the judge here, or take it from here")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return parser.parse_intermixed_args()
@@ -146,8 +148,13 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
     found: dict[str, list[float]] = {}
     for method in options.methods.split(","):
         for draw in range(options.draws):
-            keys = [f"seed={draw}", f"generate.per_class={options.per_class}", "curate=[]", *options.overrides]
-            keys += strategy(method)
+            keys = [
+                f"seed={draw}",
+                f"generate.per_class={options.per_class}",
+                "curate=[]",
+                *COLUMNS[method],
+                *options.overrides,
+            ]
             out = root / method / str(draw)
             start = time.perf_counter()
             run("builtin:meadow", RECIPE, out, overrides=keys, last="generate")
@@ -164,17 +171,18 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
     }
 
 
-def strategy(method: str) -> list[str]:
-    """Recipe keys of a column: `base` is the model as it is, told the species' descriptions."""
-    if method == "base":
-        return [
-            "adapt.method=none",
-            "generate.method=real-gen",
-            "prompts.text=a photo of a {description}, {environment}",
-        ]
-    if method == "tokens":
-        return ["adapt.method=tokens", "generate.method=ti-gen"]
-    return [f"adapt.method={method}", "generate.method=diff-gen"]
+DESCRIBED = ["adapt.method=none", "generate.method=real-gen", "prompts.text=a photo of a {description}, {environment}"]
+LEARNED = ["adapt.method=tokens+lora", "generate.method=diff-gen"]
+ONE_STEP = ["backend.model=starter-onestep", "backend.steps=1", "backend.guidance_scale=1.0"]
+COLUMNS = {  # recipe keys
+    "base": DESCRIBED,  # the model as it is, told the species' descriptions
+    "tokens": ["adapt.method=tokens", "generate.method=ti-gen"],
+    "lora": ["adapt.method=lora", "generate.method=diff-gen"],
+    "tokens+lora": LEARNED,
+    "one-step-base": [*ONE_STEP, *DESCRIBED],
+    "one-step": [*ONE_STEP, *LEARNED, "adapt.model=starter"],  # learned on the parent, carried over
+    "one-step-last": [*ONE_STEP, *LEARNED, "adapt.timesteps=last"],  # DasDiff's rule
+}
 
 
 def make_judge(folder: Path, overrides: list[str]):

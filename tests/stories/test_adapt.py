@@ -140,6 +140,17 @@ def test_strategies_draw_with_what_they_say(adapted: tuple[Path, Said], tmp_path
         assert min(apart) > 0 and np.median(apart) > 10, (one, other, apart)
 
 
+def test_a_taken_adapter_brings_its_super_class(adapted: tuple[Path, Said], tmp_path: Path) -> None:
+    adapter = shutil.copytree(adapted[0] / "adapt", tmp_path / "adapt")
+    facts = json.loads((adapter / "adapter.json").read_text())
+    facts["recipe"]["adapt"]["superclass"] = "moth"
+    (adapter / "adapter.json").write_text(json.dumps(facts))
+    said = variegate("generate", "--out", tmp_path / "out", *reused(adapter, "generate.method=diff-aug"))
+    assert said.status == 0, said.text
+    lines = (tmp_path / "out/synthetic/train/metadata.jsonl").read_text().splitlines()
+    assert all(" moth" in json.loads(line)["prompt"] for line in lines)
+
+
 def test_a_taken_adapter_draws_what_its_own_run_draws(adapted: tuple[Path, Said], tmp_path: Path) -> None:
     said = variegate("generate", "--out", tmp_path / "taken", *reused(adapted[0] / "adapt", "generate.method=diff-aug"))
     assert said.status == 0, said.text
