@@ -20,6 +20,7 @@ from pathlib import Path
 
 def command(out: Path, per_real: int, workers: int, model: str = "starter") -> list[str]:
     keys = ("backend.batch=16", "backend.threads=1", "backend.steps=10", f"generate.per_real={per_real}", "curate=[]")
+    keys += ("adapt.method=none", "generate.method=real-aug")
     keys += (f"backend.model={model}",)
     sets = [part for key in keys for part in ("--set", key)]
     start = [sys.executable, "-m", "variegate", "generate", "--out", str(out), "--workers", str(workers)]

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SMALL = (
+SMALL = (  # the default recipe, made small
     "dataset.meadow.n_species=3",
     "dataset.meadow.n_per_species=3",
     "dataset.meadow.n_val=2",
     "dataset.meadow.n_test=4",
     "backend.steps=4",
     "backend.guidance_scale=1.0",
+    "adapt.steps=4",
+    "adapt.batch=4",
+    "adapt.evaluations=1",
+    "adapt.previews=1",
     "generate.per_real=2",
     "generate.strength=0.5",
     "train.mixing.fraction=0.5",
@@ -27,7 +31,14 @@ SMALL = (
     "train.evaluations=2",
     "evaluate.seeds=2",
 )
-SMALL_ARGUMENTS = tuple(part for item in SMALL for part in ("--set", item))
+PLAIN = (*SMALL, "adapt.method=none", "generate.method=real-aug")  # the same without an adapter
+
+
+def settings(*items: str) -> tuple[str, ...]:
+    return tuple(part for item in items for part in ("--set", item))
+
+
+SMALL_ARGUMENTS, PLAIN_ARGUMENTS = settings(*SMALL), settings(*PLAIN)
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driving import SMALL_ARGUMENTS, Said, variegate
+from driving import PLAIN_ARGUMENTS, Said, settings, variegate
 from PIL import Image
 from safetensors.numpy import load_file
 
 STARTER = Path(__file__).resolve().parents[2] / "src" / "variegate" / "backends" / "starter"
 
 
-def settings(*items: str) -> tuple[str, ...]:
-    return tuple(part for item in items for part in ("--set", item))
-
-
 QUICK = (
-    *SMALL_ARGUMENTS,
+    *PLAIN_ARGUMENTS,
     *settings(
         "backend.threads=1",
         "prompts.text=a photo of a {name}",

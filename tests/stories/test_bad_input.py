@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from driving import SMALL_ARGUMENTS, picture, variegate
+from driving import PLAIN_ARGUMENTS, picture, variegate
 
 STARTER = Path(__file__).resolve().parents[2] / "src" / "variegate" / "backends" / "starter"
 
@@ -23,7 +23,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 def refused(*arguments: str | Path, out: Path) -> str:
     """Run and expect a refusal that leaves no run folder behind."""
-    said = variegate("run", *SMALL_ARGUMENTS, *arguments, "--out", out)
+    said = variegate("run", *PLAIN_ARGUMENTS, *arguments, "--out", out)
     assert said.status == 2, said.text
     assert not out.exists() or not any(out.iterdir()), sorted(out.rglob("*"))
     assert "Traceback" not in said.text
@@ -151,14 +151,14 @@ def test_second_run_in_the_same_folder_at_the_same_time(tmp_path: Path) -> None:
     from variegate.store import RunFolder
 
     with RunFolder.create(tmp_path / "out"):
-        said = variegate("run", "--out", tmp_path / "out", *SMALL_ARGUMENTS)
+        said = variegate("run", "--out", tmp_path / "out", *PLAIN_ARGUMENTS)
     assert said.status == 2 and "another variegate process" in said.err
 
 
 def test_a_folder_with_other_things_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    said = variegate("run", "--out", tmp_path / "out", *SMALL_ARGUMENTS)
+    said = variegate("run", "--out", tmp_path / "out", *PLAIN_ARGUMENTS)
     assert said.status == 2 and "thesis.txt" in said.err
     assert snapshot(tmp_path / "out") == {"thesis.txt": b"years of work"}
 
@@ -182,13 +182,13 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_read_only_output_folder(small_disk: Callable[[str], Path]) -> None:
-    said = variegate("run", "--out", small_disk("ro") / "out", *SMALL_ARGUMENTS)
+    said = variegate("run", "--out", small_disk("ro") / "out", *PLAIN_ARGUMENTS)
     assert said.status == 2 and "read-only" in said.err and "--out" in said.err
 
 
 def test_full_disk_keeps_what_is_done_and_says_how_to_go_on(small_disk: Callable[[str], Path]) -> None:
     disk = small_disk("size=300k")
-    said = variegate("run", "--out", disk / "out", *SMALL_ARGUMENTS)
+    said = variegate("run", "--out", disk / "out", *PLAIN_ARGUMENTS)
     assert said.status == 2, said.text
     assert "full" in said.err and "run the same command again" in said.err
     assert not list(disk.rglob("*.tmp"))
@@ -196,7 +196,7 @@ def test_full_disk_keeps_what_is_done_and_says_how_to_go_on(small_disk: Callable
 
 def test_another_recipe_in_an_old_folder_is_refused_with_the_difference(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ("run", "--recipe", "none", "--out", out, *SMALL_ARGUMENTS[:-2])
+    arguments = ("run", "--recipe", "none", "--out", out, *PLAIN_ARGUMENTS[:-2])
     assert variegate(*arguments, "--set", "evaluate.seeds=1").status == 0
     before = {name: data for name, data in snapshot(out).items() if not name.startswith("run.db")}
     said = variegate(*arguments, "--set", "evaluate.seeds=2", "--set", "train.steps=7")
@@ -226,7 +226,7 @@ def test_what_looks_odd_but_is_right_works(
     ):
         pytest.skip("this file system does not tell case apart")
     root = make_folder(names)
-    said = variegate("run", root, "--out", tmp_path / "out", *SMALL_ARGUMENTS, "--set", "dataset.size_px=32")
+    said = variegate("run", root, "--out", tmp_path / "out", *PLAIN_ARGUMENTS, "--set", "dataset.size_px=32")
     assert said.status == 0, said.text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert sorted(results["classes"]) == sorted(names)
@@ -242,5 +242,5 @@ def test_images_of_very_different_sizes_and_shapes(tmp_path: Path) -> None:
         (root / name).mkdir(parents=True)
         for index, (width, height) in enumerate(((32, 900), (900, 32), (21, 21), (640, 480), (1200, 1200))):
             picture(number * 10 + index, width=width, height=height).save(root / name / f"{index}.png")
-    said = variegate("run", root, "--out", tmp_path / "out", *SMALL_ARGUMENTS)
+    said = variegate("run", root, "--out", tmp_path / "out", *PLAIN_ARGUMENTS)
     assert said.status == 0, said.text

@@ -33,6 +33,7 @@ def test_run_leaves_images_results_and_a_report(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert [arm["arm"] for arm in results["arms"]] == ["real", "real+synthetic"]
     assert results["synthetic"]["drawn"] == len(pictures)
+    assert (finished / "adapt/pytorch_lora_weights.safetensors").is_file()
     assert results["verdict"] in (finished / "report.html").read_text().replace("&#39;", "'")
     assert not list(finished.rglob("*.tmp"))
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from driving import SMALL_ARGUMENTS, variegate
+from driving import PLAIN_ARGUMENTS, variegate
 
-MORE = (*SMALL_ARGUMENTS, "--set", "generate.per_real=6", "--set", "backend.batch=8", "--set", "backend.threads=1")
+MORE = (*PLAIN_ARGUMENTS, "--set", "generate.per_real=6", "--set", "backend.batch=8", "--set", "backend.threads=1")
 
 
 def fingerprint(out: Path) -> dict[str, str]:

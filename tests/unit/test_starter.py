@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-import variegate
+from variegate.backends.base import resolve_backend
+from variegate.backends.diffusion import DiffusionBackend
+from variegate.backends.folder import OWN
+from variegate.recipe import BackendSection
 from variegate.stages.dataset.meadow import make_meadow
 
-STARTER = Path(variegate.__file__).parent / "backends" / "starter"
+STARTER, ONE_STEP = OWN["starter"], OWN["starter-onestep"]
 MIN_PSNR_DB = 26  # 26.3 when it was trained; it varies by a decibel with the species
 
 
@@ -31,14 +33,17 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
     return drawn.images * 255
 
 
-def test_weights_take_at_most_30_mb_and_are_all_safetensors():
-    files = [path for path in STARTER.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("folder", [STARTER, ONE_STEP])
+def test_weights_take_at_most_30_mb_and_are_all_safetensors(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "README.md" for path in files)
     assert sum(path.stat().st_size for path in files) <= 30e6
     assert not [path.name for path in files if path.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
 
 
-def test_nothing_in_the_folder_names_the_machine_it_was_made_on():
-    for path in STARTER.rglob("*.json"):
+@pytest.mark.parametrize("folder", [STARTER, ONE_STEP])
+def test_nothing_in_the_folder_names_the_machine_it_was_made_on(folder):
+    for path in folder.rglob("*.json"):
         assert "_name_or_path" not in json.loads(path.read_text())
 
 
@@ -73,6 +78,35 @@ def test_the_place_asked_for_is_the_place_drawn(pipeline):
     grass, petals = corners
     assert grass[1] > grass[0]  # more green than red
     assert petals[0] > petals[1] + 40  # the other way round
+
+
+def test_one_step_draws_the_colour_asked_for_and_keeps_a_source_in_part():
+    spec = resolve_backend(BackendSection(model="starter-onestep", steps=1, guidance_scale=1.0))
+    sources = make_meadow(4, 1, seed=3).images
+    with DiffusionBackend.open(spec) as backend:
+        prompts = [f"a photo of a {colour} butterfly on stone" for colour in ("blue", "orange") for _ in range(6)]
+        middles = backend.draw(prompts, None, strengths=[1.0] * 12, steps=1, seeds=list(range(12)))[:, 16:48, 16:48]
+        latents = backend.encode_sources(sources)
+        moved = [
+            np.abs(
+                backend.draw([""] * 4, latents, strengths=[level] * 4, steps=1, seeds=[1, 2, 3, 4])
+                - sources.astype(float)
+            ).mean()
+            for level in (0.25, 0.5, 0.75)
+        ]
+    blue, orange = (pixels[:, 2].mean() - pixels[:, 0].mean() for pixels in middles.astype(float).reshape(2, -1, 3))
+    assert blue > orange + 40
+    assert moved == sorted(moved) and moved[0] < 20, moved
+
+
+def test_the_one_step_starter_speaks_as_the_starter_does():
+    """Tokens learned on one are tokens of the other."""
+    for name in (
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ):
+        assert (STARTER / name).read_bytes() == (ONE_STEP / name).read_bytes()
 
 
 def test_same_seed_same_picture(pipeline):

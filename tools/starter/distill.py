@@ -99,11 +99,16 @@ def train_student(
     budget, saved_s, shown_s, recent = Budget(minutes, spent_s), spent_s, spent_s, []
     while budget.fraction < 1:
         set_learning_rate(optimizer, learning_rate(PEAK_RATE, step, budget.fraction))
-        chosen = torch.from_numpy(np.random.default_rng([seed, 8, step]).integers(len(noised), size=BATCH))
+        rng = np.random.default_rng([seed, 8, step])
+        chosen, mirrored = (torch.from_numpy(rng.integers(count, size=BATCH)) for count in (len(noised), 2))
         alpha, sigma = (
             value.view(-1, 1, 1, 1) for value in (kept[times[chosen]].sqrt(), (1 - kept[times[chosen]]).sqrt())
         )
-        x, end = noised[chosen].float(), ends[chosen].float()
+        # no caption tells left from right, so a pair mirrored as a whole is a pair as well
+        x, end = (
+            torch.where(mirrored.view(-1, 1, 1, 1) == 1, part.flip(3), part)
+            for part in (noised[chosen].float(), ends[chosen].float())
+        )
         tokens = _tokens(student, [captions[k] for k in chosen.tolist()]).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             with torch.no_grad():
