@@ -122,6 +122,30 @@ def test_a_whole_run_with_an_adapter_ends_in_a_report(tmp_path: Path, strategy: 
     assert all(("<class_" in prompt) == (method != "lora") for prompt in prompts)
 
 
+def test_a_one_step_model_draws_with_what_its_parent_learned(tmp_path: Path) -> None:
+    one_step = settings("backend.model=starter-onestep", "backend.steps=1", "generate.method=diff-aug")
+    found = {}
+    for method in ("tokens+lora", "none"):
+        more = settings("adapt.model=starter", "adapt.method=tokens+lora", "adapt.lr=0.02")
+        more = more if method != "none" else settings("adapt.method=none", "generate.method=real-aug")
+        said = variegate("generate", "--out", tmp_path / method, *QUICK, *one_step, *more)
+        assert said.status == 0, said.text
+        found[method] = drawn(tmp_path / method)
+    facts = json.loads((tmp_path / "tokens+lora/adapt/adapter.json").read_text())
+    assert facts["base"]["model"] == "starter"
+    assert [len(images) for images in found.values()] == [9, 9]
+    apart = [abs(found["tokens+lora"][key] - found["none"][key]).max() for key in found["none"]]
+    assert np.median(apart) > 10, apart
+
+
+def test_a_distilled_model_is_not_taught_itself_unless_asked(tmp_path: Path) -> None:
+    one_step = settings(
+        "backend.model=starter-onestep", "backend.steps=1", "adapt.method=tokens+lora", "generate.method=diff-gen"
+    )
+    said = refused(*QUICK, *one_step, out=tmp_path / "out", verb="adapt")
+    assert "starter-onestep is distilled" in said and "name its many-step parent in adapt.model" in said
+
+
 def test_strategies_draw_with_what_they_say(adapted: tuple[Path, Said], tmp_path: Path) -> None:
     """On the same noise: the base model, its tokens, and tokens with LoRA draw three different pictures of each class."""
     runs = {"diff-gen": reused(adapted[0] / "adapt"), "ti-gen": reused(adapted[0] / "adapt"), "real-gen": QUICK}
