@@ -26,6 +26,7 @@ from pathlib import Path
 from shapes import SHAPES, build
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 PLAIN_DTYPE = {"cpu": "fp32", "cuda": "fp16"}
 
 

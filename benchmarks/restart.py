@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-WINDOW = 0.3  # share of an undisturbed run's time within which each life ends: starting takes half of that
-
 
 def command(out: Path, per_real: int, workers: int, model: str = "starter") -> list[str]:
     keys = ("backend.batch=16", "backend.threads=1", "backend.steps=10", f"generate.per_real={per_real}", "curate=[]")
@@ -38,9 +36,34 @@ def fingerprint(out: Path) -> str:
     return digest.hexdigest()
 
 
-def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float, model: str) -> tuple[int, list[int]]:
-    """Start and SIGKILL the whole process group until `kills` kills have hit a living run, then let it end."""
+def drawn(out: Path) -> int:
+    return sum(1 for _ in (out / "synthetic").rglob("*.jpg")) if (out / "synthetic").is_dir() else 0
+
+
+def timed(out: Path, per_real: int, model: str) -> tuple[float, float]:
+    """Draw undisturbed; seconds until the first image, and in all."""
+    start = time.perf_counter()
+    first_s = 0.0
+    with subprocess.Popen(command(out, per_real, 1, model)) as child:
+        while child.poll() is None:
+            if not first_s and drawn(out):
+                first_s = time.perf_counter() - start
+            time.sleep(0.1)
+    if child.returncode:
+        sys.exit(f"drawing failed with status {child.returncode}")
+    return first_s, time.perf_counter() - start
+
+
+def kill_at_random(
+    out: Path, per_real: int, kills: int, times: tuple[float, float], model: str
+) -> tuple[int, list[int]]:
+    """Start and SIGKILL the whole process group until `kills` kills have hit a living run, then let it end.
+
+    A life lasts from half of what starting takes to so long after the first image that the kills fall all along the drawing.
+    """
     rng = random.Random(0)
+    first_s, whole_s = times
+    longest_s = first_s + 2.5 * (whole_s - first_s) / kills
     hit, images = 0, []
     while hit < kills:
         child = subprocess.Popen(
@@ -49,13 +72,13 @@ def kill_at_random(out: Path, per_real: int, kills: int, whole_s: float, model: 
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(rng.uniform(0.2, whole_s))
+        time.sleep(rng.uniform(first_s / 2, longest_s))
         if child.poll() is not None:  # it got to the end before the kill: nothing left to disturb
             break
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         hit += 1
-        images.append(sum(1 for _ in (out / "synthetic").rglob("*.jpg")) if (out / "synthetic").is_dir() else 0)
+        images.append(drawn(out))
     subprocess.run(command(out, per_real, 1, model), check=True, stdout=subprocess.DEVNULL)
     return hit, images
 
@@ -68,18 +91,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        start = time.perf_counter()
-        subprocess.run(command(root / "one", options.per_real, 1, options.model), check=True)
-        whole_s = time.perf_counter() - start
+        times = timed(root / "one", options.per_real, options.model)
         subprocess.run(command(root / "two", options.per_real, 2, options.model), check=True)
-        hit, images = kill_at_random(root / "killed", options.per_real, options.kills, whole_s * WINDOW, options.model)
+        hit, images = kill_at_random(root / "killed", options.per_real, options.kills, times, options.model)
         hashes = {kind: fingerprint(root / kind) for kind in ("one", "two", "killed")}
-        drawn = sum(1 for _ in (root / "one" / "synthetic").rglob("*.jpg"))
+        count = drawn(root / "one")
     same = len(set(hashes.values())) == 1
-    print(f"{drawn} images; 1 worker, 2 workers and {hit} kills: {'identical' if same else 'DIFFERENT'} files")
+    print(f"{count} images; 1 worker, 2 workers and {hit} kills: {'identical' if same else 'DIFFERENT'} files")
     print(
         json.dumps(
-            {"benchmark": "restart", "images": drawn, "kills": hit, "images_at_kills": images, "identical": same}
+            {"benchmark": "restart", "images": count, "kills": hit, "images_at_kills": images, "identical": same}
         )
     )
     sys.exit(0 if same else 1)

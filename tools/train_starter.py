@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: one busy neighbour would slow it tenfold otherwise
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
