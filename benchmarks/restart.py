@@ -63,7 +63,7 @@ def kill_at_random(
     """
     rng = random.Random(0)
     first_s, whole_s = times
-    longest_s = first_s + 2.5 * (whole_s - first_s) / kills
+    longest_s = first_s + 1.2 * (whole_s - first_s) / kills
     hit, images = 0, []
     while hit < kills:
         child = subprocess.Popen(
