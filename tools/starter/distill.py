@@ -18,16 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from starter.captions import random_caption
 from starter.data import Item
 from starter.tokenizer import MAX_TOKENS
-from starter.training import (
-    Average,
-    Budget,
-    learning_rate,
-    load_checkpoint,
-    restore_optimizer,
-    save_checkpoint,
-    set_learning_rate,
-)
-from starter.unet import EMA_DECAY, SAVE_EVERY_S, Denoiser, averaged, build_scheduler
+from starter.training import Budget, train_on_budget
+from starter.unet import Denoiser, averaged, build_scheduler
 from variegate.backends.base import one_step_timestep
 from variegate.backends.denoise import Denoiser as Solver
 from variegate.backends.denoise import Text
@@ -85,25 +77,13 @@ def train_student(
     print(f"student: {len(noised)} pairs", flush=True)
     unet = student.unet.float().to(device, memory_format=torch.channels_last).train()
     encoder = student.text_encoder.to(device).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(unet.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    average = Average(((f"unet.{name}", p) for name, p in unet.named_parameters()), EMA_DECAY)
-    checkpoint, step, num_images, spent_s = work / "student.safetensors", 0, 0, 0.0
-    if checkpoint.exists():
-        parts, facts = load_checkpoint(checkpoint)
-        unet.load_state_dict(parts["model"])
-        average.values = {name: parts["average"][name].to(device) for name in average.live}
-        restore_optimizer(optimizer, parts["optimizer"])
-        step, num_images, spent_s = facts["step"], facts["images"], facts["spent_s"]
     kept = build_scheduler().alphas_cumprod
     times = torch.tensor([one_step_timestep(float(level)) for level in levels])
-    budget, saved_s, shown_s, recent = Budget(minutes, spent_s), spent_s, spent_s, []
-    while budget.fraction < 1:
-        set_learning_rate(optimizer, learning_rate(PEAK_RATE, step, budget.fraction))
+
+    def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 8, step])
         chosen, mirrored = (torch.from_numpy(rng.integers(count, size=BATCH)) for count in (len(noised), 2))
-        alpha, sigma = (
-            value.view(-1, 1, 1, 1) for value in (kept[times[chosen]].sqrt(), (1 - kept[times[chosen]]).sqrt())
-        )
+        share = kept[times[chosen]].view(-1, 1, 1, 1)
         # no caption tells left from right, so a pair mirrored as a whole is a pair as well
         x, end = (
             torch.where(mirrored.view(-1, 1, 1, 1) == 1, part.flip(3), part)
@@ -115,32 +95,26 @@ def train_student(
                 words = encoder(tokens).last_hidden_state
             given = x.to(device).contiguous(memory_format=torch.channels_last)
             predicted = unet(given, times[chosen].to(device), words).sample.float().cpu()
-        error = (alpha * x - sigma * predicted - end).square()
-        loss = ((error + HUBER_WIDTH**2).sqrt() - HUBER_WIDTH).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
-        recent.append(loss.item())
-        step, num_images = step + 1, num_images + BATCH
-        if step % 100 == 0:
-            state = f"{num_images} images, {budget.spent_s / 60:.1f} min, loss {np.mean(recent):.4f}"
-            print(f"student: step {step}, {state}", flush=True)
-            recent.clear()
-        if budget.spent_s - saved_s > SAVE_EVERY_S or budget.fraction == 1:
-            saved_s = budget.spent_s
-            tensors = {"model": dict(unet.named_parameters()), "average": average.values}
-            save_checkpoint(checkpoint, tensors, optimizer, {"step": step, "spent_s": saved_s, "images": num_images})
-        if budget.spent_s - shown_s > 60 * preview_every_min:
-            shown_s = budget.spent_s
-            preview(_with_encoder(student, average), num_images)
-    return _with_encoder(student, average)
+        error = (share.sqrt() * x - (1 - share).sqrt() * predicted - end).square()
+        return ((error + HUBER_WIDTH**2).sqrt() - HUBER_WIDTH).mean()
 
+    def whole(values: dict[str, torch.Tensor]) -> Denoiser:
+        frozen = {f"text_encoder.{name}": value for name, value in encoder.state_dict().items()}
+        return averaged(student, {**values, **frozen})
 
-def _with_encoder(student: Denoiser, average: Average) -> Denoiser:
-    encoder = {f"text_encoder.{name}": value for name, value in student.text_encoder.state_dict().items()}
-    return averaged(student, {**average.values, **encoder})
+    values = train_on_budget(
+        "student",
+        torch.nn.ModuleDict({"unet": unet}),
+        loss_of,
+        work / "student.safetensors",
+        batch=BATCH,
+        minutes=minutes,
+        peak_rate=PEAK_RATE,
+        hold=0.0,
+        preview_every_min=preview_every_min,
+        preview=lambda values, num_images: preview(whole(values), num_images),
+    )
+    return whole(values)
 
 
 def _solver(teacher: Denoiser, device: str) -> Solver:

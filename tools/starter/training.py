@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 WARM_UP_STEPS = 300
+EMA_DECAY = 0.998
+SAVE_EVERY_S = 240
 
 
 class Budget:
@@ -95,3 +97,54 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         index, name = key.split("/")
         moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+
+
+def train_on_budget(
+    name: str,
+    model: torch.nn.Module,
+    step_of: Callable[[int], torch.Tensor],
+    checkpoint: Path,
+    *,
+    batch: int,
+    minutes: float,
+    peak_rate: float,
+    hold: float,
+    preview_every_min: float,
+    preview: Callable[[dict[str, torch.Tensor], int], None],
+) -> dict[str, torch.Tensor]:
+    """Train `model` until the budget is spent, from `checkpoint` where it is; the averaged weights by name.
+
+    `step_of` gives the loss of a step from its number alone. `preview` is called with averaged weights and the images seen.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), peak_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    average = Average(model.named_parameters(), EMA_DECAY)
+    step, num_images, spent_s = 0, 0, 0.0
+    if checkpoint.exists():
+        parts, facts = load_checkpoint(checkpoint)
+        model.load_state_dict(parts["model"], strict=False)  # buffers are not kept
+        average.values = {key: parts["average"][key].to(live.device) for key, live in average.live.items()}
+        restore_optimizer(optimizer, parts["optimizer"])
+        step, num_images, spent_s = facts["step"], facts["images"], facts["spent_s"]
+    budget, saved_s, shown_s, recent = Budget(minutes, spent_s), spent_s, spent_s, []
+    while budget.fraction < 1:
+        set_learning_rate(optimizer, learning_rate(peak_rate, step, budget.fraction, hold=hold))
+        loss = step_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        average.update(step)
+        step, num_images = step + 1, num_images + batch
+        if step % 100 == 0:
+            state = f"rate {optimizer.param_groups[0]['lr']:.1e}, loss {sum(recent) / len(recent):.4f}"
+            print(f"{name}: step {step}, {num_images} images, {budget.spent_s / 60:.1f} min, {state}", flush=True)
+            recent.clear()
+        if budget.spent_s - saved_s > SAVE_EVERY_S or budget.fraction == 1:
+            saved_s = budget.spent_s
+            tensors = {"model": dict(model.named_parameters()), "average": average.values}
+            save_checkpoint(checkpoint, tensors, optimizer, {"step": step, "spent_s": saved_s, "images": num_images})
+        if budget.spent_s - shown_s > 60 * preview_every_min:
+            shown_s = budget.spent_s
+            preview(average.values, num_images)
+    return average.values

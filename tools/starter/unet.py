@@ -20,15 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from starter.captions import random_caption
 from starter.data import Item
 from starter.tokenizer import MAX_TOKENS
-from starter.training import (
-    Average,
-    Budget,
-    learning_rate,
-    load_checkpoint,
-    restore_optimizer,
-    save_checkpoint,
-    set_learning_rate,
-)
+from starter.training import train_on_budget
 
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 6
 CHANNELS, HEADS = (64, 128, 192), (2, 4, 6)
@@ -36,8 +28,6 @@ BATCH = 32  # small: the time buys more steps, and few steps are what limits it
 PEAK_RATE = 8e-4
 HOLD_FRACTION = 0.55  # of the budget at the peak rate
 SNR_CAP = 5.0
-EMA_DECAY = 0.998
-SAVE_EVERY_S = 240
 
 
 @dataclass(frozen=True)
@@ -113,34 +103,20 @@ def train_denoiser(
         torch.nn.ModuleDict({"unet": denoiser.unet, "text_encoder": denoiser.text_encoder}).float().to(device).train()
     )
     model["unet"].to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    average = Average(model.named_parameters(), EMA_DECAY)
-    checkpoint, step, num_images, spent_s = work / "unet.safetensors", 0, 0, 0.0
-    if checkpoint.exists():
-        parts, facts = load_checkpoint(checkpoint)
-        model.load_state_dict(parts["model"], strict=False)
-        average.values = {name: parts["average"][name].to(device) for name in average.live}  # files sort by name
-        restore_optimizer(optimizer, parts["optimizer"])
-        step, num_images, spent_s = facts["step"], facts["images"], facts["spent_s"]
-    budget, saved_s, shown_s, recent = Budget(minutes, spent_s), spent_s, spent_s, []
     snr = _signal_to_noise().to(device)
-    while budget.fraction < 1:
-        set_learning_rate(optimizer, learning_rate(PEAK_RATE, step, budget.fraction, hold=HOLD_FRACTION))
-        recent.append(_step(model, denoiser.tokenizer, optimizer, snr, latents, items, [seed, 2, step], device))
-        average.update(step)
-        step, num_images = step + 1, num_images + BATCH
-        if step % 100 == 0:
-            state = f"rate {optimizer.param_groups[0]['lr']:.1e}, loss {np.mean(recent):.4f}"
-            print(f"unet: step {step}, {num_images} images, {budget.spent_s / 60:.1f} min, {state}", flush=True)
-            recent.clear()
-        if budget.spent_s - saved_s > SAVE_EVERY_S or budget.fraction == 1:
-            saved_s = budget.spent_s
-            tensors = {"model": dict(model.named_parameters()), "average": average.values}
-            save_checkpoint(checkpoint, tensors, optimizer, {"step": step, "spent_s": saved_s, "images": num_images})
-        if budget.spent_s - shown_s > 60 * preview_every_min:
-            shown_s = budget.spent_s
-            preview(averaged(denoiser, average.values), num_images)
-    return averaged(denoiser, average.values)
+    values = train_on_budget(
+        "unet",
+        model,
+        lambda step: _loss(model, denoiser.tokenizer, snr, latents, items, [seed, 2, step], device),
+        work / "unet.safetensors",
+        batch=BATCH,
+        minutes=minutes,
+        peak_rate=PEAK_RATE,
+        hold=HOLD_FRACTION,
+        preview_every_min=preview_every_min,
+        preview=lambda values, num_images: preview(averaged(denoiser, values), num_images),
+    )
+    return averaged(denoiser, values)
 
 
 def averaged(denoiser: Denoiser, values: dict[str, torch.Tensor]) -> Denoiser:
@@ -156,7 +132,7 @@ def averaged(denoiser: Denoiser, values: dict[str, torch.Tensor]) -> Denoiser:
     return Denoiser(unet, text_encoder, denoiser.tokenizer)
 
 
-def _step(model, tokenizer, optimizer, snr, latents, items, seed: list[int], device: str) -> float:
+def _loss(model, tokenizer, snr, latents, items, seed: list[int], device: str) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(latents), size=BATCH)
     captions = [random_caption(items[index % len(items)], rng) for index in chosen]
@@ -178,12 +154,7 @@ def _step(model, tokenizer, optimizer, snr, latents, items, seed: list[int], dev
         drawn = model["unet"](noisy, times, words).sample
     weight = snr[times].clamp(max=SNR_CAP) / (snr[times] + 1)
     error = (drawn.float() - (signal * noise - sigma * clean)).square().mean((1, 2, 3))
-    loss = (weight * error).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
+    return (weight * error).mean()
 
 
 def _signal_to_noise() -> torch.Tensor:

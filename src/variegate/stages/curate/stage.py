@@ -137,8 +137,10 @@ def _jury(context: Context) -> tuple[Encoder, Judge | None]:
 def _probe(context: Context, encoder: Encoder) -> Judge | None:
     """A regression on the encoder's features of the training images, cross-validated on them."""
     train = context.folder.real_images("train")
-    pixels = _pixels(context.recipe, train, encoder.size_px)
-    both = np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1)  # and mirror images
+    features = []
+    for _, pixels in _slices(context.recipe, [Path(image.path) for image in train], encoder.size_px):
+        features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
+    both = np.concatenate(features)  # [N, 2, D]: each image and its mirror image
     labels = np.repeat([image.label for image in train], 2)
     groups = np.repeat(_groups(context, train), 2)
     seed = seed_from(context.recipe.seed, "judge")
