@@ -1,7 +1,7 @@
 """Adapting: its speed against the plain way, and whether what it draws shows the right class.
 
     python benchmarks/adapt.py speed [--steps 20] [KEY=VALUE ...]
-    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,...] [--judge FOLDER] [KEY=VALUE ...]
+    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,...] [--keep FOLDER] [KEY=VALUE ...]
 
 speed: images a second of adapting all classes at once against one run a class in the manner of the diffusers example for
 textual inversion: the whole embedding matrix in the optimiser, images encoded at every step, fp32, batch 4. Same images, both in
@@ -26,9 +26,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
+from shelf import Shelf
 
 PLAIN_BATCH = 4
 RECIPE = "diff-gen"
+SHOTS = 5
 
 
 def main() -> None:
@@ -47,7 +49,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--methods", default="base,tokens,lora,tokens+lora", help=f"of {', '.join(COLUMNS)} (%(default)s)"
     )
-    parser.add_argument("--judge", type=Path, help="keep the judge here, or take it from here")
+    parser.add_argument("--first-draw", type=int, default=0, help="to share the draws out among processes with --keep")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep judge, adapters and runs; go on where it stopped"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return parser.parse_intermixed_args()
 
@@ -145,12 +150,14 @@ def peak_gb() -> float:
 def agreement(options: argparse.Namespace, root: Path) -> dict:
     from variegate.api import run
 
-    judge, accuracy = make_judge(options.judge or root / "judge", options.overrides)
+    root = options.keep or root
+    judge, accuracy = make_judge(root / "judge", options.overrides)
     found: dict[str, list[float]] = {}
     for method in options.methods.split(","):
-        for draw in range(options.draws):
+        for draw in range(options.first_draw, options.draws):
             keys = [
                 f"seed={draw}",
+                f"dataset.shots={SHOTS}",  # as in few_shot.py, with which the adapters are shared
                 f"generate.per_class={options.per_class}",
                 "curate=[]",
                 *COLUMNS[method],
@@ -158,6 +165,7 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
             ]
             out = root / method / str(draw)
             start = time.perf_counter()
+            keys += Shelf(root / "adapters").keys("builtin:meadow", RECIPE, keys)
             run("builtin:meadow", RECIPE, out, overrides=keys, last="generate")
             found.setdefault(method, []).append(share_right(out, judge))
             print(f"{method} draw {draw}: {found[method][-1]:.3f} in {time.perf_counter() - start:.0f} s", flush=True)

@@ -30,17 +30,27 @@ def last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 def test_few_shot_of_one_draw_has_means_without_intervals(last_line) -> None:
-    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", "--recipes", "real-mix", *SMALL)
-    answer = found["recipes"]["real-mix"]
-    assert answer["arms"].keys() == {"real", "real+synthetic"}
-    assert answer["gain"]["mean"] is not None and answer["gain"]["low"] is None
+    recipes = ["--recipe", "none", "--recipe", "none train.augment=randaugment", "--recipe", "real-mix"]
+    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", *recipes, *SMALL)["recipes"]
+    assert found["none"].keys() == {"mean", "low", "high", "draws"}  # nothing drawn, nothing gained
+    for baseline in ("none", "none train.augment=randaugment"):
+        gain = found["real-mix"][f"gain over {baseline}"]
+        assert (
+            gain["mean"] == pytest.approx(found["real-mix"]["mean"] - found[baseline]["mean"]) and gain["low"] is None
+        )
 
 
-def test_few_shot_without_the_real_arm_has_no_gain(last_line) -> None:
-    keys = [*SMALL, "evaluate.arms=[real+synthetic]"]
-    found = last_line("few_shot.py", "--draws", "2", "--shots", "2", "--recipes", "real-mix", *keys)
-    assert found["recipes"]["real-mix"]["gain"] is None
-    assert found["recipes"]["real-mix"]["arms"]["real+synthetic"]["low"] is not None
+def test_few_shot_recipes_share_an_adapter_and_kept_runs_are_taken(last_line, tmp_path: Path) -> None:
+    keys = [*SMALL, "adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0"]
+    recipes = ["--recipe", "none", "--recipe", "diff-aug", "--recipe", "diff-mix"]
+    arguments = ["--draws", "2", "--shots", "2", "--keep", str(tmp_path), *recipes, *keys]
+    found = last_line("few_shot.py", *arguments)["recipes"]
+    assert found["diff-aug"]["gain over none"]["low"] is not None
+    adapters = sorted((tmp_path / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
+    assert len(adapters) == 2  # one a draw
+    written = [path.stat().st_mtime_ns for path in adapters]
+    assert last_line("few_shot.py", *arguments)["recipes"] == found
+    assert [path.stat().st_mtime_ns for path in adapters] == written
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own pipelines, called here for comparison
