@@ -4,6 +4,7 @@
     python tools/train_starter.py unet --work WORK         one stage; the ones before it must have run
     python tools/train_starter.py pairs --work WORK        what the exported starter makes of noised latents
     python tools/train_starter.py student --work WORK      the one-step starter, taught by those pairs
+    python tools/train_starter.py pair --work WORK         the image-text pair, on the same pictures
     python tools/train_starter.py grid                     pictures of what the exported starters draw
     python tools/train_starter.py all --work PHOTOS --images PARQUET --init src/variegate/backends/starter \\
         --out FOLDER --device cuda                         a version for photos, captions "a photo of a NAME"
@@ -25,14 +26,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs the network
 REPOSITORY = Path(__file__).resolve().parent.parent
 STARTER = REPOSITORY / "src" / "variegate" / "backends" / "starter"
 ONE_STEP = STARTER.with_name("starter-onestep")
+PAIR = STARTER.with_name("starter-clip")
 STAGES = ("data", "autoencoder", "unet", "decoder", "export")
 DISTILLING = ("pairs", "student")  # after `all`, from the exported starter and the latents of WORK
 TOKENIZER_CAPTIONS = 20_000
+REBUILT = 24_000  # pictures that the pair sees through the autoencoder as well
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", *STAGES, *DISTILLING, "grid"))
+    parser.add_argument("stage", choices=("all", *STAGES, *DISTILLING, "pair", "grid"))
     parser.add_argument(
         "--work", type=Path, default=Path("work/starter"), help="pictures and checkpoints (%(default)s)"
     )
@@ -47,7 +50,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="start from the weights of an exported folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--minutes", type=float, help="budget of the stage (autoencoder 20, unet 70, decoder 12, pairs 15, student 25)"
+        "--minutes",
+        type=float,
+        help="budget of the stage (autoencoder 20, unet 70, decoder 12, pairs 15, student 25, pair 25)",
     )
     parser.add_argument(
         "--preview-every",
@@ -66,7 +71,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--docs", type=Path, default=REPOSITORY / "docs" / "img", help="where `grid` writes (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    options.out = options.out or (ONE_STEP if options.stage in DISTILLING else STARTER)
+    default = ONE_STEP if options.stage in DISTILLING else PAIR if options.stage == "pair" else STARTER
+    options.out = options.out or default
     if options.size % 32:
         parser.error(
             f"--size is {options.size}, should be a multiple of 32 (three levels on latents of a quarter of it)"
@@ -84,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         "export": make_export,
         "pairs": make_pairs,
         "student": make_student,
+        "pair": make_pair,
         "grid": make_grids,
     }
     for stage in STAGES if options.stage == "all" else (options.stage,):
@@ -240,6 +247,44 @@ def make_student(options: argparse.Namespace) -> None:
 
     final = train_student(
         student,
+        options.work,
+        minutes=options.minutes or 25,
+        device=options.device,
+        seed=options.seed,
+        preview_every_min=options.preview_every,
+        preview=preview,
+    )
+    preview(final, 10**8 - 1)
+
+
+def make_pair(options: argparse.Namespace) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from starter.autoencoder import decode_all
+    from starter.data import load_pictures
+    from starter.export import load_parts
+    from starter.pair import build_pair, export_pair, train_pair, unseen_accuracy
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    pictures = load_pictures(options.work / "data")
+    vae, denoiser = load_parts(options.init or STARTER)
+    latents = load_file(options.work / "latents.safetensors")["latents"][:REBUILT]
+    rebuilt = decode_all(vae, latents, options.device)
+
+    def preview(model, num_images: int) -> None:
+        size_mb = export_pair(model, denoiser.tokenizer, options.out)
+        right = unseen_accuracy(model, denoiser.tokenizer)
+        print(
+            f"pair: exported {size_mb:.1f} MB after {num_images} images, {right:.1f} % of unseen species right",
+            flush=True,
+        )
+
+    final = train_pair(
+        build_pair(denoiser.tokenizer),
+        denoiser.tokenizer,
+        pictures,
+        rebuilt,
         options.work,
         minutes=options.minutes or 25,
         device=options.device,

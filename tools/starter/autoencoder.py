@@ -188,3 +188,16 @@ def encode_all(model: AutoencoderKL, images: np.ndarray, device: str, batch_size
 def as_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     """uint8 [N, H, W, 3] to float [-1, 1] in [N, 3, H, W]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous().float().div(127.5).sub(1)
+
+
+@torch.no_grad()
+def decode_all(model: AutoencoderKL, latents: torch.Tensor, device: str, batch_size: int = 128) -> np.ndarray:
+    """uint8 [N, S, S, 3] of scaled latents [N, 4, h, w]."""
+    model = model.to(device).eval()
+    images = []
+    for batch in latents.split(batch_size):
+        with torch.autocast(device, torch.bfloat16):
+            drawn = model.decode(batch.to(device).float() / model.config.scaling_factor).sample
+        levels = ((drawn.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        images.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(images)

@@ -19,8 +19,8 @@ OPENINGS = (
     "a",
 )
 EMPTY_FRACTION = 0.10  # unconditional, for guidance
-FULL_FRACTION, SHORT_FRACTION = 0.62, 0.26  # the rest names the thing and the place only
-SHUFFLED_FRACTION, PLACED_FRACTION, BARE_FRACTION = 0.45, 0.85, 0.2
+FULL_FRACTION, SHORT_FRACTION = 0.78, 0.14  # the rest names the thing and the place only
+SHUFFLED_FRACTION, PLACED_FRACTION, BARE_FRACTION = 0.35, 0.85, 0.2
 
 
 def random_caption(item: Item, rng: np.random.Generator) -> str:
