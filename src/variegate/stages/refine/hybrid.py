@@ -76,14 +76,14 @@ def patch_starts(edge: int, patch_px: int, stride_px: int) -> np.ndarray:
 
 
 def original_masks(maps: np.ndarray, *, percentile: float, sigma_px: float, is_binary: bool) -> np.ndarray:
-    """The original's weight, float32 [N, H, W]: 1 below the map's percentile, blurred; `is_binary` rounds it to 0 and 1.
+    """The original's weight, float32 [N, H, W]: 1 up to the map's percentile, blurred; `is_binary` rounds it to 0 and 1.
 
     A higher percentile gives back more of the original. A flat map says nothing, and the drawn image stays whole.
     """
     masks = np.zeros_like(maps)
     for mask, values in zip(masks, maps, strict=True):
         if values.max() - values.min() > FLAT:
-            low = (values < np.percentile(values, percentile)).astype(np.float32)
+            low = (values <= np.percentile(values, percentile)).astype(np.float32)
             mask[:] = gaussian_filter(low, sigma_px, mode="reflect").clip(0.0, 1.0) if sigma_px else low
     return (masks > 0.5).astype(np.float32) if is_binary else masks
 
