@@ -46,11 +46,11 @@ def draw_fractals(seeds: Sequence[int], size_px: int, kinds: Sequence[Kind] = KI
     pictures = np.empty((len(seeds), size_px, size_px, 3), np.uint8)
     left = np.arange(len(seeds))
     for attempt in range(ATTEMPTS):
-        if not len(left):
-            return pictures
         for block in _blocks(left, size_px):
             pictures[block] = _draw([np.random.default_rng([seeds[i], attempt]) for i in block], size_px, kinds)
-        left = left[is_nearly_blank(pictures[left])]
+        left = left[is_nearly_blank(pictures[left])] if len(left) else left
+        if not len(left):
+            return pictures
     raise RuntimeError(f"seed {seeds[left[0]]} gave {ATTEMPTS} nearly blank fractals of {', '.join(kinds)}")
 
 

@@ -254,7 +254,9 @@ class HybridBlendStep(Section):
     encoder: str  # clip:NAME or clip:FOLDER through open_clip; clip:FOLDER of a transformers CLIPModel
     text: str = "a photo of a {name}"  # may use {name} and {description}
     mode: Literal["soft", "binary"] = "soft"  # binary: every pixel from one image, the published rule
-    percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = 30.0  # pixels up to it are the original's: higher = more of it
+    percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = (
+        30.0  # pixels up to it are the original's: higher = more of it
+    )
     patch: Annotated[float, Field(gt=0.0, le=0.5)] = 0.125  # edge of a patch, share of the image's
     stride: Annotated[float, Field(gt=0.0, le=0.5)] = 0.0625  # from patch to patch, share of the image's edge
     smoothing: Annotated[float, Field(ge=0.0, le=0.25)] = 0.02  # sigma of the mask's blur, share of the edge
@@ -262,7 +264,9 @@ class HybridBlendStep(Section):
     @model_validator(mode="after")
     def _sees_all(self) -> HybridBlendStep:
         if self.stride > self.patch:
-            raise ValueError(f"stride {self.stride} is larger than patch {self.patch}: parts would not be seen; lower it")
+            raise ValueError(
+                f"stride {self.stride} is larger than patch {self.patch}: parts would not be seen; lower it"
+            )
         _check_placeholders(self.text, frozenset({"name", "description"}))
         if "{" not in self.text.replace("{{", ""):
             raise ValueError(f"text {self.text!r} says nothing of the class; put {{name}} or {{description}} in it")

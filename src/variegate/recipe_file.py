@@ -250,8 +250,12 @@ def _keys_at(path: list[str]) -> list[str]:
     for part in path:
         if part.isdigit():
             continue
-        tagged = [model for model in models if any(get_args(f.annotation) == (part,) for f in model.model_fields.values())]
-        models = tagged or _sections([model.model_fields[part].annotation for model in models if part in model.model_fields])
+        tagged = [
+            model for model in models if any(get_args(f.annotation) == (part,) for f in model.model_fields.values())
+        ]
+        models = tagged or _sections(
+            [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        )
         if not models:
             return []
     return list(models[0].model_fields)

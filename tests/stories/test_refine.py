@@ -31,7 +31,9 @@ TWO_A_CLASS = (*PLAIN_ARGUMENTS, *settings("generate.method=real-mix", "generate
 
 def fingerprint(out: Path) -> dict[str, str]:
     kinds = (".jpg", ".png", ".jsonl")
-    files = [path for part in ("drawn", "synthetic") for path in sorted((out / part).rglob("*")) if path.suffix in kinds]
+    files = [
+        path for part in ("drawn", "synthetic") for path in sorted((out / part).rglob("*")) if path.suffix in kinds
+    ]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

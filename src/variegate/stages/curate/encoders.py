@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from variegate.clip import CLIP, check_clip, open_clip_model
 from variegate.errors import ModelError, Problem
+from variegate.image_text import CLIP, check_clip, open_clip_model
 from variegate.recipe import Recipe
 
 CLASSIFIER = "classifier"

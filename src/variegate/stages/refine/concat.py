@@ -21,7 +21,9 @@ def concat(step: ConcatStep, batch: Batch, rngs: Sequence[np.random.Generator]) 
     masks = []
     for rng in rngs:
         is_vertical, is_first = rng.random(2) < 0.5  # always two draws: one key does not move the other's
-        orientation = ("vertical" if is_vertical else "horizontal") if step.orientation == "random" else step.orientation
+        orientation = (
+            ("vertical" if is_vertical else "horizontal") if step.orientation == "random" else step.orientation
+        )
         edge = height if orientation == "vertical" else width
         seam_px = step.seam * edge if step.seam_px is None else step.seam_px
         original_first = bool(is_first) or step.first == "original"

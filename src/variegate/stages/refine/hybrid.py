@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from variegate.clip import Clip, open_clip_model
+from variegate.image_text import Clip, open_clip_model
 from variegate.recipe import HybridBlendStep
 from variegate.records import ClassInfo
 from variegate.stages.refine.batch import Batch, Operation, with_original
@@ -88,9 +88,7 @@ def original_masks(maps: np.ndarray, *, percentile: float, sigma_px: float, is_b
     return (masks > 0.5).astype(np.float32) if is_binary else masks
 
 
-def _patch_features(
-    pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray, patch_px: int, clip: Clip
-) -> np.ndarray:
+def _patch_features(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray, patch_px: int, clip: Clip) -> np.ndarray:
     """Every patch of every image, resized as the model was taught, in batches: float32 [N, rows, columns, D]."""
     import torch
     from torch.nn.functional import interpolate

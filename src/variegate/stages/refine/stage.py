@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from variegate.clip import check_clip, clip_fingerprint
 from variegate.errors import RecipeError
 from variegate.executors.local import run_tasks
+from variegate.image_text import check_clip, clip_fingerprint
 from variegate.metadata import METADATA, write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
@@ -131,9 +131,7 @@ def _record(context: Context, result: Refined) -> None:
     """The files are in place; now the chunk counts."""
     with context.folder.transaction() as db:
         db.executemany("INSERT OR REPLACE INTO refined VALUES (?, ?)", result.shares)
-    context.reporter.event(
-        "refined", chunk=result.chunk, images=len(result.shares), seconds=round(result.seconds, 3)
-    )
+    context.reporter.event("refined", chunk=result.chunk, images=len(result.shares), seconds=round(result.seconds, 3))
 
 
 def summarise(folder: RunFolder, recipe: Recipe, refined: int, seconds: float) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from variegate.stages.report.contents import Adapting, ClassCounts, Duplicate, M
 from variegate.store import RunFolder
 
 Done = tuple[str, dict[str, Any], float]  # (key, summary, seconds) of a finished stage
-STAGES = ("dataset", "adapt", "prompts", "generate", "refine", "curate", "train", "evaluate")  # the report's own time is no cost
+# The report's own time is no cost.
+STAGES = ("dataset", "adapt", "prompts", "generate", "refine", "curate", "train", "evaluate")
 
 
 def summarize(folder: RunFolder) -> Summary:

@@ -29,7 +29,9 @@ def drawn_run(coloured_run: Callable[..., Context]) -> Callable[..., Context]:
 
 def _move(folder: RunFolder, step: int) -> None:
     classes = folder.classes()
-    sources = {info.label: [image.id for image in folder.real_images("train") if image.label == info.label] for info in classes}
+    sources = {
+        info.label: [image.id for image in folder.real_images("train") if image.label == info.label] for info in classes
+    }
     rows = folder.db.execute("SELECT row, id, target FROM plan ORDER BY row").fetchall()
     for row, image_id, target in rows:
         final = folder.path(synthetic_path(classes[target], image_id, "png"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from variegate.clip import Clip
 from variegate.fractals import draw_fractals
+from variegate.image_text import Clip
 from variegate.recipe import ConcatStep, FractalStep, HybridBlendStep, PatchesStep
 from variegate.records import ClassInfo, soft_label
 from variegate.stages.refine.batch import Batch
@@ -96,9 +96,7 @@ def test_gdl_term_fault_fractal_weight_used_as_the_label_weight() -> None:
 @pytest.mark.parametrize("coverage", [0.1, 0.25, 0.5, 0.75, 0.95])
 @pytest.mark.parametrize("size_px", [32, 64])
 def test_gdl_term_fault_patches_cover_less_than_promised(coverage: float, size_px: int) -> None:
-    masks = [
-        patch_mask(size_px, size_px, np.random.default_rng(seed), coverage=coverage, most=5) for seed in range(60)
-    ]
+    masks = [patch_mask(size_px, size_px, np.random.default_rng(seed), coverage=coverage, most=5) for seed in range(60)]
     shares = np.array([mask.mean() for mask in masks])
     assert shares == pytest.approx(coverage, abs=0.5 / size_px + 1e-6)
     assert all(set(np.unique(mask)) == {0.0, 1.0} for mask in masks)
@@ -153,7 +151,7 @@ def test_gdl_term_fault_one_patch_at_32_px_gives_the_original_back(size_px: int)
     third = size_px // 3
     assert maps[0, :, : third // 2].min() > 0.9 and maps[0, :, -third:].max() < 0.1
     mask = original_masks(maps, percentile=30.0, sigma_px=0.0, is_binary=True)
-    assert 0.0 < mask.mean() < 0.6
+    assert 0.3 <= mask.mean() < 0.7
     assert mask[0, :, : third // 2].max() == 0.0, "where the class is, the drawn image stays"
 
 
@@ -169,7 +167,8 @@ def test_soft_masks_are_soft_and_binary_ones_are_not() -> None:
     noise = np.random.default_rng(0).integers(0, 30, batch.pixels.shape, dtype=np.uint8)
     batch = replace(batch, pixels=batch.pixels + noise)
     soft, binary = (
-        hybrid_blend(HybridBlendStep(**step, mode=mode), red_clip(), RED[None], batch, []) for mode in ("soft", "binary")
+        hybrid_blend(HybridBlendStep(**step, mode=mode), red_clip(), RED[None], batch, [])
+        for mode in ("soft", "binary")
     )
     assert len(np.unique(soft.original_share)) > 20 and set(np.unique(binary.original_share)) == {0.0, 1.0}
     from_original = binary.original_share == 1.0
@@ -196,7 +195,7 @@ def test_patches_reach_from_edge_to_edge_at_any_size() -> None:
         patch_px = max(1, round(edge / 8))
         starts = patch_starts(edge, patch_px, max(1, patch_px // 2))
         assert starts[0] == 0 and starts[-1] == edge - patch_px
-        assert 1 <= np.diff(starts).min() and np.diff(starts).max() <= patch_px
+        assert np.diff(starts).min() >= 1 and np.diff(starts).max() <= patch_px
 
 
 def test_gdl_term_fault_underscores_in_the_class_text() -> None:

@@ -144,7 +144,9 @@ def test_hybrid_blend_with_a_clip_model_from_a_folder(drawn_run, kind: str, requ
     context = drawn_run([step])
     stage.run(context)
     shares = {line["id"]: line["original_share"] for line in table(context)}
-    black = {image.id for i, image in enumerate(context.folder.synthetic_images()) if i % 6 == 5}  # as conftest draws them
+    black = {
+        image.id for i, image in enumerate(context.folder.synthetic_images()) if i % 6 == 5
+    }  # as conftest draws them
     assert all(shares[image_id] == 0.0 for image_id in black), "nothing to see, nothing to give back"
     assert all(0.05 < share < 0.6 for image_id, share in shares.items() if image_id not in black)
     before = hashes(context)

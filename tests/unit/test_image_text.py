@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_models import clip_folder, transformers_clip_folder  # noqa: F401 - fixtures
 
-from variegate.clip import check_clip, clip_fingerprint, open_clip_model
 from variegate.errors import MissingExtra, ModelError
+from variegate.image_text import check_clip, clip_fingerprint, open_clip_model
 
 
 @pytest.mark.parametrize("kind", ["clip_folder", "transformers_clip_folder"])

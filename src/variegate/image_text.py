@@ -75,7 +75,9 @@ class Clip:
         import torch
 
         found = [
-            self.image_features(torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).float()).cpu().numpy()
+            self.image_features(torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).float())
+            .cpu()
+            .numpy()
             for part in np.split(pixels, range(BATCH, len(pixels), BATCH))
         ]
         return np.concatenate(found)
