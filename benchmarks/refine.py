@@ -102,7 +102,7 @@ def blending(name: str, count: int, plain_count: int, size_px: int, device: str,
         folder = f"clip:{write_clip(Path(work), name)}"
         plain = open_clip_model(folder, "benchmark", device=device, dtype=plain_dtype)
         ours = open_clip_model(folder, "benchmark", device=device, dtype=dtype)
-    texts = plain.text_features(["a photo of a cat"] * count).cpu().numpy()
+        texts = plain.text_features(["a photo of a cat"] * count).cpu().numpy()
     plain_maps(pixels[:1, : size_px // 2, : size_px // 2], texts[0], plain)  # the first call sets up kernels
     activation_maps(pixels[:1], texts[:1], ours, patch=PATCH, stride=STRIDE)
     found: dict[str, np.ndarray] = {}

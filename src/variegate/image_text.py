@@ -129,7 +129,12 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
     size, config = model.visual.image_size, model.visual.preprocess_cfg
 
     def encode_text(texts: Sequence[str]) -> torch.Tensor:
-        return model.encode_text(open_clip.get_tokenizer(path)(list(texts)).to(device))
+        try:
+            tokenizer = open_clip.get_tokenizer(path)  # curate never reads texts, and some tokenizers are downloads
+        except (OSError, ValueError, ImportError) as exc:
+            text = f"its tokenizer could not be loaded: {(str(exc).splitlines() or [type(exc).__name__])[0]}"
+            raise ModelError(Problem(wanted, text, "go online once, or save the tokenizer beside the model")) from exc
+        return model.encode_text(tokenizer(list(texts)).to(device))
 
     return Clip(
         size_px=int(size[0] if isinstance(size, tuple | list) else size),

@@ -40,5 +40,11 @@ def with_original(batch: Batch, mask: np.ndarray) -> Batch:
 
 
 def mix(below: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(1 - weight) * below + weight * above, rounded; uint8 in and out, weight broadcasts."""
-    return ((1.0 - weight) * below.astype(np.float32) + weight * above.astype(np.float32)).round().astype(np.uint8)
+    """(1 - weight) * below + weight * above, rounded: uint8 [N, ...] in and out; weight float32 [N, ...] broadcasts.
+
+    One image at a time: a chunk may hold hundreds of large ones, and floats take twelve times their room.
+    """
+    mixed = np.empty_like(below)
+    for out, low, high, share in zip(mixed, below, above, weight, strict=True):
+        out[:] = ((1.0 - share) * low.astype(np.float32) + share * high.astype(np.float32)).round()
+    return mixed

@@ -62,7 +62,8 @@ def activation_maps(pixels: np.ndarray, texts: np.ndarray, clip: Clip, *, patch:
     features = _patch_features(pixels, rows, columns, patch_px, clip)  # [N, rows, columns, D]
     cosines = np.einsum("nrcd,nd->nrc", features, texts)
     down, across = (_between(edge, starts, patch_px) for edge, starts in ((height, rows), (width, columns)))
-    return (down @ cosines @ across.T).astype(np.float32)
+    # Rounded, so that equal patches stay equal: the last bits are the arithmetic's.
+    return np.stack([(down @ grid @ across.T).round(6).astype(np.float32) for grid in cosines])
 
 
 def patch_starts(edge: int, patch_px: int, stride_px: int) -> np.ndarray:
