@@ -1,6 +1,7 @@
 """CLIP-like models that see images and read texts: by open_clip's names, or from a local folder.
 
-A folder is open_clip's (open_clip_config.json) or a transformers CLIPModel's (config.json); weights are safetensors.
+A folder is open_clip's (open_clip_config.json), or that of a transformers CLIPModel or VisionTextDualEncoderModel (config.json);
+weights are safetensors. clip:starter is the package's own pair, which knows drawn butterflies (backends/starter-clip).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 CLIP = "clip:"
+OWN = {"starter": Path(__file__).parent / "backends" / "starter-clip"}
 BATCH = 32
+TRANSFORMERS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # OpenAI's, for folders that name none (arXiv 2103.00020)
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -31,9 +34,9 @@ def check_clip(name: str, where: str) -> list[Problem]:
 
     `where` is the recipe key that named it. Raises MissingExtra when open_clip is needed and absent.
     """
-    wanted = name.removeprefix(CLIP)
+    wanted = _wanted(name)
     if not name.startswith(CLIP) or not wanted:
-        return [Problem(where, f"unknown encoder {name!r}", "use clip:NAME/WEIGHTS or clip:FOLDER")]
+        return [Problem(where, f"unknown encoder {name!r}", "use clip:starter, clip:NAME/WEIGHTS or clip:FOLDER")]
     folder = Path(wanted)
     if folder.is_dir():
         if not _is_transformers(folder):
@@ -51,7 +54,7 @@ def check_clip(name: str, where: str) -> list[Problem]:
 
 def clip_fingerprint(name: str) -> list[str]:
     """What tells one model from another: the name, and the hashes of a folder's files."""
-    folder = Path(name.removeprefix(CLIP))
+    folder = Path(_wanted(name))
     if not folder.is_dir():
         return [name]
     files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".txt", ".model", ".safetensors"})
@@ -60,9 +63,13 @@ def clip_fingerprint(name: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """An image tower and a text tower with one space; `size_px` is the edge of the squares the image tower takes."""
+    """An image tower and a text tower with one space; `size_px` is the edge of the squares the image tower takes.
+
+    `scale` turns cosines into logits, as the model learned it.
+    """
 
     size_px: int
+    scale: float
     device: str
     dtype: torch.dtype
     mean: tuple[float, float, float]
@@ -106,7 +113,7 @@ def open_clip_model(name: str, where: str, *, device: str = "cpu", dtype: str = 
     problems = check_clip(name, where)
     if problems:
         raise ModelError(problems)
-    wanted = name.removeprefix(CLIP)
+    wanted = _wanted(name)
     number = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     load = _load_transformers if _is_transformers(Path(wanted)) else _load_open_clip
     try:
@@ -138,6 +145,7 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
 
     return Clip(
         size_px=int(size[0] if isinstance(size, tuple | list) else size),
+        scale=float(model.logit_scale.detach().exp()),
         device=device,
         dtype=dtype,
         mean=tuple(config["mean"]),
@@ -148,11 +156,12 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
 
 
 def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
-    from transformers import CLIPModel, CLIPTokenizer
+    import transformers
 
     local = {"local_files_only": True}
-    model = CLIPModel.from_pretrained(wanted, use_safetensors=True, **local).to(device, dtype).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(wanted, **local)
+    kind = getattr(transformers, TRANSFORMERS[_model_type(Path(wanted, "config.json"))])
+    model = kind.from_pretrained(wanted, use_safetensors=True, **local).to(device, dtype).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(wanted, **local)
     path = Path(wanted, "preprocessor_config.json")
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -163,13 +172,20 @@ def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
 
     return Clip(
         size_px=int(model.config.vision_config.image_size),
+        scale=float(model.logit_scale.detach().exp()),
         device=device,
         dtype=dtype,
         mean=tuple(config.get("image_mean", _MEAN)),
         std=tuple(config.get("image_std", _STD)),
-        encode_image=lambda images: model.visual_projection(model.vision_model(images).pooler_output),
+        encode_image=lambda images: model.visual_projection(model.vision_model(images).pooler_output.flatten(1)),
         encode_text=encode_text,
     )
+
+
+def _wanted(name: str) -> str:
+    """The name without clip:, or the folder of the package's own pair."""
+    wanted = name.removeprefix(CLIP)
+    return str(OWN.get(wanted, wanted))
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
@@ -186,7 +202,7 @@ def _folder_problems(folder: Path) -> list[Problem]:
     problems = []
     if _is_transformers(folder):
         kind = _model_type(folder / "config.json")
-        if kind != "clip":
+        if kind not in TRANSFORMERS:
             problems.append(Problem(str(folder), f"holds a transformers model of type {kind!r}", "give a CLIPModel's"))
         elif not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
             problems.append(Problem(str(folder), "has no tokenizer.json", "save it with CLIPTokenizer.save_pretrained"))

@@ -279,12 +279,30 @@ RefineStep = Annotated[ConcatStep | FractalStep | PatchesStep | HybridBlendStep,
 class CurateStep(Section):
     """One score and what follows from it."""
 
-    score: Literal["blank", "class-agreement"]
+    score: Literal["blank", "class-agreement", "text-agreement"]
     policy: Literal["drop", "weight"] = "drop"
-    drop_below: float | None = None  # class-agreement: probability of the target; blank has its own fixed rule
+    drop_below: float | None = None  # probability of the target; blank has its own fixed rule
     drop_fraction: Fraction | None = None  # instead: the lowest share of each class
-    encoder: str = "auto"  # auto: the drawing model's own features; clip:NAME or clip:FOLDER through open_clip;
+    # auto: the drawing model's own features; clip:starter, clip:NAME or clip:FOLDER: an image-text model;
     # classifier: the recipe's own, taught by the real training images alone
+    encoder: str = "auto"
+    text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too
+    against: str | None = None  # text-agreement: what else an image may show; null: the other classes' texts
+
+    @model_validator(mode="after")
+    def _texts(self) -> CurateStep:
+        if self.score != "text-agreement":
+            return self
+        if not self.encoder.startswith("clip:"):
+            known = "clip:starter, clip:NAME or clip:FOLDER"
+            raise ValueError(f"text-agreement needs an image-text model and encoder is {self.encoder}; use {known}")
+        for text in (self.text, *([self.against] if self.against is not None else [])):
+            _check_placeholders(text, frozenset({"name", "description"}))
+        if self.against is None and "{" not in self.text.replace("{{", ""):
+            raise ValueError(
+                f"text {self.text!r} says the same of every class; put {{name}} or {{description}} in it, or give against"
+            )
+        return self
 
 
 class MixingSection(Section):

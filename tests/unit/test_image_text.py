@@ -55,7 +55,7 @@ def test_wrong_folders_are_named_before_anything_is_loaded(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     said = " ".join(map(str, check_clip(f"clip:{tmp_path}", "here")))
     assert "of type 'bert'" in said and "no .safetensors file" in said
-    assert "use clip:NAME/WEIGHTS or clip:FOLDER" in str(check_clip("dino", "here")[0])
+    assert "use clip:starter, clip:NAME/WEIGHTS or clip:FOLDER" in str(check_clip("dino", "here")[0])
     with pytest.raises(ModelError, match="of type 'bert'"):
         open_clip_model(f"clip:{tmp_path}", "here")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -60,3 +60,20 @@ class _Drawer:
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         return self._backend.features(pixels)
+
+
+class Reader:
+    """What an image-text model says of an image, as logits [N, K]: one for each class's text, or for and against it.
+
+    With `against` the model is asked of each class whether its own text or the other one fits better (Diff-Mix's pair of prompts,
+    arXiv 2403.19600), and the logit is the difference.
+    """
+
+    def __init__(self, name: str, texts: Sequence[str], against: Sequence[str] | None) -> None:
+        self._clip = open_clip_model(name, _WHERE)
+        self.size_px, self.is_pair = self._clip.size_px, against is not None
+        self._texts = self._clip.text_features(texts).cpu().numpy()
+        self._against = self._clip.text_features(against).cpu().numpy() if against is not None else 0.0
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        return self._clip.scale * (self._clip.features(pixels) @ (self._texts - self._against).T)

@@ -18,7 +18,7 @@ from variegate.image_text import Clip, open_clip_model
 from variegate.recipe import HybridBlendStep
 from variegate.records import ClassInfo
 from variegate.stages.refine.batch import Batch, Operation, with_original
-from variegate.templates import described, plain_name, render
+from variegate.templates import class_text
 
 WHERE = "refine.encoder"
 PATCHES_AT_ONCE = 128
@@ -30,15 +30,6 @@ def open_hybrid_blend(step: HybridBlendStep, classes: Sequence[ClassInfo], devic
     clip = open_clip_model(step.encoder, WHERE, device=device, dtype=dtype)
     texts = clip.text_features([class_text(step.text, info) for info in classes]).cpu().numpy()
     return partial(hybrid_blend, step, clip, texts)
-
-
-def class_text(text: str, info: ClassInfo) -> str:
-    """What the model is asked for, class names in words.
-
-    >>> class_text("a photo of a {name}", ClassInfo(0, "black_grouse", "0000"))
-    'a photo of a black grouse'
-    """
-    return render(text, name=plain_name(info), description=described(info))
 
 
 def hybrid_blend(
