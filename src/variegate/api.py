@@ -122,7 +122,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     """Validate everything a run depends on without writing anything; returns the facts of data and model.
 
     Raises UserError holding all problems: first those of data and model, which are found in a moment, then those of device,
-    prompts, curating and training, which need the libraries loaded.
+    prompts, refining, curating and training, which need the libraries loaded.
     """
     from variegate.backends.base import check_device, check_model
     from variegate.stages.dataset.stage import check as check_data
@@ -136,6 +136,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     from variegate.stages.adapt.stage import check as check_adapt
     from variegate.stages.curate.stage import check as check_curate
     from variegate.stages.prompts.stage import check as check_prompts
+    from variegate.stages.refine.stage import check as check_refine
     from variegate.stages.train.stage import check as check_train
 
     steps = {"device": lambda: check_device(recipe), "train": lambda: check_train(recipe)}
@@ -144,6 +145,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)
     if draws:
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
+        steps["refine"] = lambda: check_refine(recipe)
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)
     return facts

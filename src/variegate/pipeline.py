@@ -20,7 +20,7 @@ from variegate.recipe import Recipe
 from variegate.records import content_id
 from variegate.store import RunFolder
 
-STAGES = ("dataset", "adapt", "prompts", "generate", "curate", "train", "evaluate", "report")
+STAGES = ("dataset", "adapt", "prompts", "generate", "refine", "curate", "train", "evaluate", "report")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,10 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _check_placeholders(text: str) -> None:
-    known = {"name", "description", "caption", "environment"}
+PLACEHOLDERS = frozenset({"name", "description", "caption", "environment"})
+
+
+def _check_placeholders(text: str, known: frozenset[str] = PLACEHOLDERS) -> None:
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
     except ValueError as exc:
@@ -205,15 +207,102 @@ class GenerateSection(Section):
         return self
 
 
+class ConcatStep(Section):
+    """Part of the original beside part of the drawn image (DiffuseMix, arXiv 2405.14881)."""
+
+    op: Literal["concat"]
+    orientation: Literal["random", "horizontal", "vertical"] = "random"  # horizontal: side by side
+    first: Literal["original", "random"] = "original"  # whose half is left or on top; random: tossed for each image
+    seam: Fraction = 0.08  # width of the ramp between the halves as a share of the edge; 0: a hard edge
+    seam_px: int | None = Field(None, ge=0)  # the same in pixels, instead
+
+    @model_validator(mode="after")
+    def _one_seam(self) -> ConcatStep:
+        if self.seam_px is not None and self.seam != type(self).model_fields["seam"].default:
+            raise ValueError(f"seam is {self.seam} and seam_px is {self.seam_px}; give one of them")
+        return self
+
+
+class FractalStep(Section):
+    """A fractal laid over the image, (1 - weight) image + weight fractal; labels stay as they are."""
+
+    op: Literal["fractal"]
+    weight: Annotated[list[Fraction], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = [0.2]
+    # one number, or [low, high] for one drawn uniformly for each image
+    kinds: Annotated[list[Literal["ifs", "flame", "julia"]], Field(min_length=1)] = ["ifs", "flame", "julia"]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FractalStep:
+        if self.weight[0] > self.weight[-1]:
+            raise ValueError(f"weight is {self.weight}, should be [low, high]")
+        return self
+
+
+class PatchesStep(Section):
+    """Rectangles of the drawn image pasted into the original."""
+
+    op: Literal["patches"]
+    coverage: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5  # share of the picture that is the drawn image's
+    max_patches: int = Field(5, ge=1, le=16)  # each image gets 1 to as many, equally likely
+    softness: Annotated[float, Field(ge=0.0, le=0.25)] = 0.0  # blur of the patches' edges, share of the edge; 0: hard
+
+
+class HybridBlendStep(Section):
+    """The original where the drawn image says least about its class, as a CLIP model sees it."""
+
+    op: Literal["hybrid-blend"]
+    encoder: str  # clip:NAME or clip:FOLDER through open_clip; clip:FOLDER of a transformers CLIPModel
+    text: str = "a photo of a {name}"  # may use {name} and {description}
+    mode: Literal["soft", "binary"] = "soft"  # binary: every pixel from one image, the published rule
+    percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = (
+        30.0  # pixels up to it are the original's: higher = more of it
+    )
+    patch: Annotated[float, Field(gt=0.0, le=0.5)] = 0.125  # edge of a patch, share of the image's
+    stride: Annotated[float, Field(gt=0.0, le=0.5)] = 0.0625  # from patch to patch, share of the image's edge
+    smoothing: Annotated[float, Field(ge=0.0, le=0.25)] = 0.02  # sigma of the mask's blur, share of the edge
+
+    @model_validator(mode="after")
+    def _sees_all(self) -> HybridBlendStep:
+        if self.stride > self.patch:
+            raise ValueError(
+                f"stride {self.stride} is larger than patch {self.patch}: parts would not be seen; lower it"
+            )
+        _check_placeholders(self.text, frozenset({"name", "description"}))
+        if "{" not in self.text.replace("{{", ""):
+            raise ValueError(f"text {self.text!r} says nothing of the class; put {{name}} or {{description}} in it")
+        return self
+
+
+RefineStep = Annotated[ConcatStep | FractalStep | PatchesStep | HybridBlendStep, Field(discriminator="op")]
+
+
 class CurateStep(Section):
     """One score and what follows from it."""
 
-    score: Literal["blank", "class-agreement"]
+    score: Literal["blank", "class-agreement", "text-agreement"]
     policy: Literal["drop", "weight"] = "drop"
-    drop_below: float | None = None  # class-agreement: probability of the target; blank has its own fixed rule
+    drop_below: float | None = None  # probability of the target; blank has its own fixed rule
     drop_fraction: Fraction | None = None  # instead: the lowest share of each class
-    encoder: str = "auto"  # auto: the drawing model's own features; clip:NAME or clip:FOLDER through open_clip;
+    # auto: the drawing model's own features; clip:starter, clip:NAME or clip:FOLDER: an image-text model;
     # classifier: the recipe's own, taught by the real training images alone
+    encoder: str = "auto"
+    text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too
+    against: str | None = None  # text-agreement: what else an image may show; null: the other classes' texts
+
+    @model_validator(mode="after")
+    def _texts(self) -> CurateStep:
+        if self.score != "text-agreement":
+            return self
+        if not self.encoder.startswith("clip:"):
+            known = "clip:starter, clip:NAME or clip:FOLDER"
+            raise ValueError(f"text-agreement needs an image-text model and encoder is {self.encoder}; use {known}")
+        for text in (self.text, *([self.against] if self.against is not None else [])):
+            _check_placeholders(text, frozenset({"name", "description"}))
+        if self.against is None and "{" not in self.text.replace("{{", ""):
+            raise ValueError(
+                f"text {self.text!r} says the same of every class; put {{name}} or {{description}} in it, or give against"
+            )
+        return self
 
 
 class MixingSection(Section):
@@ -294,6 +383,7 @@ class Recipe(Section):
     adapt: AdaptSection = AdaptSection()
     prompts: PromptsSection = PromptsSection()
     generate: GenerateSection = GenerateSection()
+    refine: list[RefineStep] = []  # operations on each drawn image, in order
     curate: list[CurateStep] = [CurateStep(score="blank")]
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -303,6 +393,7 @@ class Recipe(Section):
         method = self.generate.method
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
+        _check_refine_use(self.refine, method)
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
         if method == "none" and synthetic:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
@@ -333,6 +424,19 @@ def _check_adapter_use(adapt: AdaptSection, generate: GenerateSection) -> None:
     if generate.token_noise.std and (kind not in {"ti", "diff"} or adapt.method == "lora"):
         raise ValueError(
             f"generate.token_noise needs learned tokens; {method} with adapt.method {adapt.method} has none"
+        )
+
+
+def _check_refine_use(steps: list[RefineStep], method: Strategy) -> None:
+    """Operations on images that are not there."""
+    if steps and method == "none":
+        raise ValueError("refine has operations but generate.method is none; set refine: []")
+    with_original = next((step.op for step in steps if step.op != "fractal"), None)
+    kind, _, use = method.partition("-")
+    if with_original and use == "gen":
+        raise ValueError(
+            f"refine {with_original} mixes each drawn image with its original and generate.method {method} draws from "
+            f"text alone; use {kind}-aug or {kind}-mix, or leave {with_original} out"
         )
 
 

@@ -201,12 +201,13 @@ def _put(values: dict, keys: list[str], value: Any) -> None:
 
 def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
     """One pydantic error as where, what and remedy."""
-    path = [str(part) for part in error["loc"] if not _is_union_branch(part)]
+    loc = [str(part) for part in error["loc"] if not _is_union_branch(part)]
+    path = [part for place, part in enumerate(loc) if place != 2 or loc[0] != "refine"]  # there stands the operation
     dotted = ".".join(path)
     where = next((origins[key] for key in _prefixes(path) if key in origins), shown)
     place = f"{where}: {dotted}" if dotted else where
     if error["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
+        known = _keys_at(loc[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
         return Problem(
             place, "unknown key", f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -214,13 +215,23 @@ def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
     what = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return Problem(place, what)
+    if error["type"] == "union_tag_not_found":
+        return Problem(place, f"has no {error['ctx']['discriminator'].strip(chr(39))}", "say which operation it is")
+    if error["type"] == "union_tag_invalid":
+        near = difflib.get_close_matches(error["ctx"]["tag"], _quoted(error["ctx"]["expected_tags"]), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known: {error['ctx']['expected_tags']}"
+        return Problem(place, f"unknown operation {error['ctx']['tag']!r}", remedy)
     if error["type"] == "literal_error":
-        near = difflib.get_close_matches(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
+        near = difflib.get_close_matches(str(error["input"]), _quoted(error["ctx"]["expected"]), n=1)
         remedy = f"did you mean {near[0]!r}?" if near else ""
         return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
     is_placeholder = isinstance(error["input"], dict) and None in error["input"].values()
     remedy = "put quotes around text that holds braces" if is_placeholder else ""
     return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
 
 
 def _is_union_branch(part: Any) -> bool:
@@ -234,16 +245,26 @@ def _prefixes(path: list[str]) -> list[str]:
 
 
 def _keys_at(path: list[str]) -> list[str]:
-    """Known keys of the section at a dotted path."""
-    model: Any = Recipe
+    """Known keys of the section at a dotted path, in which a list of tagged sections has the tag behind the index."""
+    models: list[type[Section]] = [Recipe]
     for part in path:
         if part.isdigit():
             continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        inner = [
-            kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, Section)
+        tagged = [
+            model for model in models if any(get_args(f.annotation) == (part,) for f in model.model_fields.values())
         ]
-        if not inner:
+        models = tagged or _sections(
+            [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        )
+        if not models:
             return []
-        model = inner[0]
-    return list(model.model_fields)
+    return list(models[0].model_fields)
+
+
+def _sections(annotations: Iterable[Any]) -> list[type[Section]]:
+    """Sections named anywhere in type annotations."""
+    found: list[type[Section]] = []
+    for kind in annotations:
+        is_section = isinstance(kind, type) and issubclass(kind, Section)
+        found += [kind] if is_section else _sections(get_args(kind))
+    return found

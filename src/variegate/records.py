@@ -93,20 +93,32 @@ class SyntheticImage:
     action: Literal["keep", "drop"] = "keep"
     weight: float = 1.0
     reason: str = ""
+    original_share: float = 0.0  # of the picture that refine gave back to the source's own pixels
 
 
-def soft_label(source: int | None, target: int, strength: float, *, gamma: float, kappa: float = 1.0) -> SoftLabel:
+def soft_label(
+    source: int | None,
+    target: int,
+    strength: float,
+    *,
+    gamma: float,
+    kappa: float = 1.0,
+    original_share: float = 0.0,
+) -> SoftLabel:
     """Diff-Mix's label (arXiv 2403.19600): the target's share grows as strength**gamma.
 
     y = kappa * ((1 - s^gamma) e_source + s^gamma e_target); the released code used kappa = 0.9 silently, here it is 1.
+    Where the share o of the picture is the source's own pixels, that is the label of the rest: o e_source + (1 - o) y.
 
     >>> soft_label(0, 1, 1.0, gamma=0.5)
     ((1, 1.0),)
     >>> soft_label(0, 1, 0.25, gamma=0.5)
     ((0, 0.5), (1, 0.5))
+    >>> soft_label(0, 1, 0.25, gamma=0.5, original_share=0.5)
+    ((0, 0.75), (1, 0.25))
     """
     if source is None or source == target:
         return ((target, kappa),)
-    share = strength**gamma
+    share = (1.0 - original_share) * strength**gamma
     pairs = ((source, kappa * (1.0 - share)), (target, kappa * share))
     return tuple((label, weight) for label, weight in pairs if weight > 0.0)

@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +23,9 @@ from variegate.errors import Problem, RunFolderError
 from variegate.files import file_sha256, write_atomic
 from variegate.records import ClassInfo, PlanRow, RealImage, SyntheticImage
 
-SCHEMA_VERSION = 2
+ImagePath = Callable[[ClassInfo, str, str], str]  # (class, image id, extension) -> relative path
+
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE stages (stage TEXT PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, seconds REAL, summary TEXT) WITHOUT ROWID;
@@ -37,6 +39,7 @@ CREATE TABLE plan (row INTEGER PRIMARY KEY, id TEXT NOT NULL, chunk INTEGER NOT 
                    seed INTEGER NOT NULL, token_std REAL NOT NULL, token_seed INTEGER NOT NULL);
 CREATE TABLE chunks (chunk INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, state TEXT NOT NULL,
                      seconds REAL, note TEXT);
+CREATE TABLE refined (id TEXT PRIMARY KEY, original_share REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE scores (id TEXT, score TEXT, value REAL, PRIMARY KEY (id, score)) WITHOUT ROWID;
 CREATE TABLE decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, action TEXT NOT NULL, weight REAL NOT NULL,
                         reason TEXT NOT NULL, made_by TEXT NOT NULL);
@@ -56,12 +59,17 @@ def class_slug(label: int, name: str) -> str:
 
 
 def synthetic_path(target: ClassInfo, image_id: str, extension: str = "jpg") -> str:
-    """Where a drawn image lives, relative to the run folder."""
-    return _synthetic_path(target.slug, image_id, extension)
+    """Where a synthetic image lives, relative to the run folder."""
+    return _image_path("synthetic/train", target.slug, image_id, extension)
 
 
-def _synthetic_path(slug: str, image_id: str, extension: str) -> str:
-    return f"synthetic/train/{slug}/{image_id[:2]}/{image_id}.{extension}"
+def drawn_path(target: ClassInfo, image_id: str, extension: str = "png") -> str:
+    """Where a drawn image lives that refine makes a synthetic one of, relative to the run folder."""
+    return _image_path("drawn", target.slug, image_id, extension)
+
+
+def _image_path(part: str, slug: str, image_id: str, extension: str) -> str:
+    return f"{part}/{slug}/{image_id[:2]}/{image_id}.{extension}"
 
 
 class RunFolder:
@@ -244,12 +252,36 @@ class RunFolder:
     def chunk_states(self) -> set[str]:
         return {row[0] for row in self.db.execute("SELECT DISTINCT state FROM chunks")}
 
+    @property
+    def drawn_format(self) -> str | None:
+        """File format of drawn images that refine goes on with; None where drawn images are the synthetic ones."""
+        return self.meta("drawn_format") or None
+
+    def unrefined_chunks(self) -> list[int]:
+        """Chunks that are drawn and not refined, in order."""
+        query = """SELECT k.chunk FROM chunks k JOIN plan ON plan.row = k.first_row WHERE k.state = 'done'
+                   AND plan.id NOT IN (SELECT id FROM refined) ORDER BY k.chunk"""
+        return [row[0] for row in self.db.execute(query)]
+
+    def lost_chunks(self, path_of: ImagePath, extension: str, *, refined: bool = False) -> list[int]:
+        """Chunks recorded as drawn, or refined, of which a file is missing."""
+        classes = self.classes()
+        join = "JOIN refined ON refined.id = plan.id" if refined else ""
+        query = f"SELECT chunk, plan.id, target FROM plan JOIN chunks USING (chunk) {join} WHERE state = 'done' ORDER BY row"
+        lost: dict[int, None] = {}
+        for chunk, image_id, target in self.db.execute(query):
+            if chunk not in lost and not (self.root / path_of(classes[target], image_id, extension)).exists():
+                lost[chunk] = None
+        return list(lost)
+
     def synthetic_images(self, *, kept_only: bool = True) -> list[SyntheticImage]:
-        """Drawn images in plan order with their decision: a human's if there is one, else curate's last."""
-        query = """
+        """Synthetic images in plan order with their decision: a human's if there is one, else curate's last."""
+        query = f"""
             SELECT plan.id, c.slug, plan.source, r.label, plan.target, p.text, plan.strength,
-                   COALESCE(d.action, 'keep'), COALESCE(d.weight, 1.0), COALESCE(d.reason, '')
+                   COALESCE(d.action, 'keep'), COALESCE(d.weight, 1.0), COALESCE(d.reason, ''),
+                   COALESCE(f.original_share, 0.0)
             FROM plan JOIN chunks k ON k.chunk = plan.chunk AND k.state = 'done'
+            {"JOIN" if self.drawn_format else "LEFT JOIN"} refined f ON f.id = plan.id
             JOIN classes c ON c.label = plan.target JOIN prompts p ON p.id = plan.prompt
             LEFT JOIN real r ON r.id = plan.source
             LEFT JOIN (SELECT id, action, weight, reason,
@@ -257,7 +289,7 @@ class RunFolder:
             ON d.id = plan.id AND d.rank = 1 ORDER BY plan.row"""
         extension = self.meta("image_format") or "jpg"
         images = [
-            SyntheticImage(row[0], _synthetic_path(row[1], row[0], extension), *row[2:])
+            SyntheticImage(row[0], _image_path("synthetic/train", row[1], row[0], extension), *row[2:])
             for row in self.db.execute(query)
         ]
         return [image for image in images if image.action == "keep"] if kept_only else images

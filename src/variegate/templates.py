@@ -50,3 +50,12 @@ def class_word(info: ClassInfo, placeholders: Sequence[str] = (), superclass: st
 def described(info: ClassInfo) -> str:
     """What {description} says: the data's words for the class, or its name where the data has none."""
     return info.description.strip() or plain_name(info)
+
+
+def class_text(text: str, info: ClassInfo) -> str:
+    """What an image-text model is asked for: a template with {name} and {description}, class names in words.
+
+    >>> class_text("a photo of a {name}", ClassInfo(0, "black_grouse", "0000"))
+    'a photo of a black grouse'
+    """
+    return render(text, name=plain_name(info), description=described(info))

@@ -66,6 +66,13 @@ def test_drawing_speed_of_a_shape_is_measured_and_its_folder_used_again(last_lin
     assert (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
 
 
+def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
+    pytest.importorskip("open_clip")
+    found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
+    assert found["map_correlation"] > 0.98 and found["ratio"] > 0 and found["patches"] == 225
+    assert all(rate > 0 for kinds in found["fractals_per_second"].values() for rate in kinds.values())
+
+
 @pytest.mark.parametrize(
     ("shape", "millions"),  # parameters of the published weights
     [("sd15", {"unet": 859.52, "vae": 83.65, "text_encoder": 123.06}),

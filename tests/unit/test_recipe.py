@@ -50,6 +50,15 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("generate: {method: none}", "arms: [real]"),
         ("generate: {method: ti-aug}", "use real-aug"),
         ("evaluate: {arms: [real, real]}", "different names"),
+        ("refine: [{op: fractl}]", "r.yaml:1: refine.0: unknown operation 'fractl' — did you mean 'fractal'?"),
+        ("refine: [{op: fractal}, {op: concat, seem: 1}]", "refine.1.seem: unknown key — did you mean 'seam'?"),
+        ("refine: [{op: fractal, weight: [0.3, 0.2]}]", "should be [low, high]"),
+        ("refine: [{op: concat, seam: 0.5, seam_px: 4}]", "give one of them"),
+        ("refine: [{op: hybrid-blend, encoder: 'clip:x', text: 'a photo'}]", "says nothing of the class"),
+        ("refine: [{op: hybrid-blend, encoder: 'clip:x', stride: 0.3}]", "parts would not be seen"),
+        ("refine: [{weight: 1}]", "refine.0: has no op"),
+        ("refine: [{op: patches}]\ngenerate: {method: real-gen}", "use real-aug or real-mix, or leave patches out"),
+        ("refine: [{op: fractal}]\ngenerate: {method: none}\nevaluate: {arms: [real]}", "set refine: []"),
         ("- a list", "mapping of sections"),
         ("seed: [", "not valid YAML"),
         ("seed: !!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -130,6 +139,18 @@ def test_epochs_take_the_place_of_the_default_steps(tmp_path: Path) -> None:
     assert load_recipe(str(path)).train.steps is None
     assert "set the other to null" in problems(tmp_path, "train: {epochs: 3}\n", "train.steps=100")
     assert load_recipe("variegate", ["train.steps=100", "train.epochs=null"]).train.steps == 100
+
+
+def test_refine_reads_back_the_same_with_one_weight_or_two(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "refine: [{op: concat, seam_px: 20}, {op: fractal, weight: 0.2}, {op: fractal, weight: [0.2, 0.3]}]\n"
+    )
+    recipe = load_recipe(str(path))
+    assert [step.weight for step in recipe.refine[1:]] == [[0.2], [0.2, 0.3]]
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(str(path)) == recipe
+    assert load_recipe("real-gen", ["refine=[{op: fractal}]"]).refine[0].op == "fractal"
 
 
 def test_every_section_default_is_valid() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,48 @@ def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
     )
     pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=parts["tokenizer"], unet=unet)
     pipe.save_pretrained(folder)
+    return folder
+
+
+CLIP_CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},  # open_clip's words
+}
+
+
+def build_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A folder as open_clip's own save_for_hf writes it, weights random; skips the test without open_clip."""
+    open_clip = pytest.importorskip("open_clip")
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**CLIP_CONFIG)
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP_CONFIG, "preprocess_cfg": preprocess}))
+    return folder
+
+
+def build_transformers_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A CLIPModel as save_pretrained writes it, with its tokenizer, weights random."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(
+            CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+        )
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -166,3 +209,13 @@ def _tokenizer():  # noqa: ANN202
         merges=merges,
         model_max_length=MAX_TOKENS,
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _once("tiny-clip", build_clip, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def transformers_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _once("tiny-transformers-clip", build_transformers_clip, tmp_path_factory)

@@ -22,7 +22,8 @@ def soft_targets(images: Sequence[SyntheticImage], num_classes: int, *, gamma: f
     """The label rows of synthetic images; float32 [N, num_classes], each summing to `kappa`."""
     rows = np.zeros((len(images), num_classes), np.float32)
     for row, image in zip(rows, images, strict=True):
-        for label, weight in soft_label(image.source_label, image.target, image.strength, gamma=gamma, kappa=kappa):
+        rule = {"gamma": gamma, "kappa": kappa, "original_share": image.original_share}
+        for label, weight in soft_label(image.source_label, image.target, image.strength, **rule):
             row[label] += weight
     return rows
 

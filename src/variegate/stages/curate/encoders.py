@@ -1,21 +1,19 @@
-"""Turn images into feature vectors: the drawing model's own activations, or an image-text model through open_clip."""
+"""Turn images into feature vectors: the drawing model's own activations, or an image-text model."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from variegate.errors import MissingExtra, ModelError, Problem
+from variegate.errors import ModelError, Problem
+from variegate.image_text import CLIP, check_clip, open_clip_model
 from variegate.recipe import Recipe
 
-CLIP, CLASSIFIER = "clip:", "classifier"
+CLASSIFIER = "classifier"
 _WHERE = "curate.encoder"
-_BATCH = 32
 
 
 class Encoder(Protocol):
@@ -35,18 +33,7 @@ def check_encoder(name: str) -> list[Problem]:
         return []
     if not name.startswith(CLIP) or name == CLIP:
         return [Problem(_WHERE, f"unknown encoder {name!r}", "use auto, classifier, clip:NAME/WEIGHTS or clip:FOLDER")]
-    open_clip = _open_clip()
-    wanted = name.removeprefix(CLIP)
-    if Path(wanted).is_dir():
-        return _folder_problems(Path(wanted))
-    known = ["/".join(pair) for pair in open_clip.list_pretrained()]
-    if wanted in known or wanted.startswith("hf-hub:"):
-        return []
-    near = difflib.get_close_matches(wanted, known, n=1)
-    hint = (
-        f"did you mean clip:{near[0]}?" if near else "open_clip.list_pretrained() shows names; a local folder works too"
-    )
-    return [Problem(_WHERE, f"no folder and no open_clip model is called {wanted!r}", hint)]
+    return check_clip(name, _WHERE)
 
 
 @contextmanager
@@ -56,7 +43,7 @@ def open_encoder(name: str, recipe: Recipe) -> Iterator[Encoder]:
     if problems:
         raise ModelError(problems)
     if name != "auto":
-        yield _Clip(name.removeprefix(CLIP))
+        yield open_clip_model(name, _WHERE)
         return
     from variegate.backends.base import resolve_backend
     from variegate.backends.diffusion import DiffusionBackend
@@ -75,55 +62,18 @@ class _Drawer:
         return self._backend.features(pixels)
 
 
-class _Clip:
-    """The image tower of a CLIP-like model; rows have length 1."""
+class Reader:
+    """What an image-text model says of an image, as logits [N, K]: one for each class's text, or for and against it.
 
-    def __init__(self, name: str) -> None:
-        open_clip = _open_clip()
-        try:
-            if Path(name).is_dir():
-                model = open_clip.create_model(f"local-dir:{name}")
-            elif name.startswith("hf-hub:"):
-                model = open_clip.create_model(name)
-            else:
-                architecture, weights = name.split("/", 1)
-                model = open_clip.create_model(architecture, pretrained=weights)
-        except (OSError, RuntimeError, ValueError, TypeError, KeyError) as exc:
-            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-            remedy = "go online once, or give clip:FOLDER with open_clip_config.json and a safetensors file"
-            raise ModelError(Problem(_WHERE, f"{name} could not be loaded: {reason}", remedy)) from exc
-        self._model = model.eval()
-        size = model.visual.image_size
-        self.size_px = int(size[0] if isinstance(size, tuple | list) else size)
-        config = model.visual.preprocess_cfg
-        self._mean, self._std = (np.array(config[key], np.float32) for key in ("mean", "std"))
+    With `against` the model is asked of each class whether its own text or the other one fits better (Diff-Mix's pair of prompts,
+    arXiv 2403.19600), and the logit is the difference.
+    """
+
+    def __init__(self, name: str, texts: Sequence[str], against: Sequence[str] | None) -> None:
+        self._clip = open_clip_model(name, _WHERE)
+        self.size_px, self.is_pair = self._clip.size_px, against is not None
+        self._texts = self._clip.text_features(texts).cpu().numpy()
+        self._against = self._clip.text_features(against).cpu().numpy() if against is not None else 0.0
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        import torch
-
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(pixels), _BATCH):
-                scaled = (pixels[start : start + _BATCH].astype(np.float32) / 255.0 - self._mean) / self._std
-                batch = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
-                found.append(self._model.encode_image(batch, normalize=True).float().numpy())
-        return np.concatenate(found)
-
-
-def _folder_problems(folder: Path) -> list[Problem]:
-    problems = []
-    if not (folder / "open_clip_config.json").is_file():
-        problems.append(
-            Problem(str(folder), "has no open_clip_config.json", "save it with open_clip.push_to_hf_hub's save_for_hf")
-        )
-    if not sorted(folder.glob("*.safetensors")):
-        problems.append(Problem(str(folder), "has no .safetensors file, the only weight format read here"))
-    return problems
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as exc:
-        raise MissingExtra.of("open_clip_torch", "clip", _WHERE) from exc
-    return open_clip
+        return self._clip.scale * (self._clip.features(pixels) @ (self._texts - self._against).T)

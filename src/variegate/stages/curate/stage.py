@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from variegate.errors import Problem, RecipeError
+from variegate.image_text import CLIP, clip_fingerprint
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
-from variegate.stages.curate.encoders import CLASSIFIER, Encoder, check_encoder, open_encoder
+from variegate.stages.curate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, open_encoder
 from variegate.stages.curate.scores import blank_scores
 from variegate.stages.curate.select import Decision, drop_blank, drop_off_class, weigh_by_agreement
+from variegate.templates import class_text
 
 NAME = "curate"
 _SLICE = 512  # images in memory at a time
@@ -32,19 +35,25 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     return keys
 
 
+def found(context: Context) -> list[list[str]]:
+    """The image-text models as they are now: a folder's files may change under the same name."""
+    names = [step.encoder for step in context.recipe.curate if step.encoder.startswith(CLIP)]
+    return [clip_fingerprint(name) for name in names]
+
+
 def check(recipe: Recipe) -> None:
     """Raise RecipeError with every curate key that could not be acted on; loads no model."""
     problems = []
     for place, step in enumerate(recipe.curate):
         where = f"curate.{place}"
         if step.score == "blank":
-            idle = [key for key in ("policy", "drop_below", "drop_fraction", "encoder") if key in _set_keys(step)]
-            problems += [
-                Problem(f"{where}.{key}", "has no effect on blank, which has one fixed rule", "leave it out")
-                for key in idle
-            ]
+            idle = _set_keys(step) - {"score"}
+            why = "has no effect on blank, which has one fixed rule"
         else:
             problems += check_encoder(step.encoder)
+            idle = _set_keys(step) & {"text", "against"} if step.score == "class-agreement" else set()
+            why = "has no effect on class-agreement, which learns from images; use text-agreement"
+        problems += [Problem(f"{where}.{key}", why, "leave it out") for key in sorted(idle)]
     if problems:
         raise RecipeError(problems)
 
@@ -102,9 +111,17 @@ def _agreement(
         with context.reporter.bar("judging", len(images)) as bar:
             for start, pixels in _slices(context.recipe, paths, encoder.size_px):
                 targets = np.array([image.target for image in images[start : start + len(pixels)]], np.int64)
-                values += class_agreement(judge, encoder.features(pixels), targets).tolist()
+                values += _opinion(judge, encoder, pixels, targets).tolist()
                 bar.advance(len(pixels))
     return judge, {image.id: value for image, value in zip(images, values, strict=True)}
+
+
+def _opinion(judge: Judge, encoder: Encoder, pixels: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Probability of each target; for a pair of texts that of the one against the other, as the model itself has it."""
+    features = encoder.features(pixels)
+    if isinstance(encoder, Reader) and encoder.is_pair:
+        return 1.0 / (1.0 + np.exp(-features[np.arange(len(targets)), targets]))
+    return class_agreement(judge, features, targets)
 
 
 @contextmanager
@@ -112,6 +129,9 @@ def _taught(context: Context, step: CurateStep) -> Iterator[tuple[Encoder, Judge
     """What sees the images, and the judge on it; no judge where there are too few real images to test one on."""
     if step.encoder == CLASSIFIER:
         yield _jury(context)
+        return
+    if step.score == "text-agreement":
+        yield _reader(context, step)
         return
     with open_encoder(step.encoder, context.recipe) as encoder:
         yield encoder, _probe(context, encoder)
@@ -132,6 +152,20 @@ def _jury(context: Context) -> tuple[Encoder, Judge | None]:
     logits = jury.features(_pixels(recipe, held_out, jury.size_px))
     truth = np.array([image.label for image in held_out])
     return jury, judge_of_logits(logits, truth, _groups(context, held_out))
+
+
+def _reader(context: Context, step: CurateStep) -> tuple[Encoder, Judge]:
+    """An image-text model told of the classes, measured on the training images: it has learned from none of them."""
+    classes, train = context.folder.classes(), context.folder.real_images("train")
+    against = [class_text(step.against, info) for info in classes] if step.against is not None else None
+    reader = Reader(step.encoder, [class_text(step.text, info) for info in classes], against)
+    logits = reader.features(_pixels(context.recipe, train, reader.size_px))
+    truth, groups = np.array([image.label for image in train]), _groups(context, train)
+    judge = judge_of_logits(logits, truth, groups)
+    if reader.is_pair:  # yes or no of each class: right where a real image gets a yes
+        is_right = logits[np.arange(len(truth)), truth] > 0
+        judge = replace(judge, held_out_accuracy=float(is_right.mean()), chance=0.5)
+    return reader, judge
 
 
 def _probe(context: Context, encoder: Encoder) -> Judge | None:

@@ -21,7 +21,7 @@ from variegate.errors import TaskFailed
 from variegate.files import write_atomic
 from variegate.images import encode_image, load_square
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
-from variegate.store import synthetic_path
+from variegate.store import drawn_path, synthetic_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class DrawSetup:
     max_megapixels: float
     image_format: str
     relative_token_noise: bool = False
+    is_refined: bool = False  # by the stage that comes next: files go to drawn/
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class DrawWorker:
 
     def _write(self, row: PlanRow, pixels: np.ndarray) -> None:
         setup = self.setup
-        relative = synthetic_path(setup.classes[row.target], row.id, setup.image_format)
+        path_of = drawn_path if setup.is_refined else synthetic_path
+        relative = path_of(setup.classes[row.target], row.id, setup.image_format)
         write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))  # type: ignore[arg-type]
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from variegate.stages.generate.plan import FROM_TEXT, Plan, PlanBackend, make_pl
 from variegate.stages.generate.pool import pool_of_names
 
 BYTES_PER_PIXEL = 0.75  # JPEG at quality 95 without subsampling, photographs; measured instead when timing is on
+DRAWN_BYTES_PER_PIXEL = 2.0  # PNG, photographs: what refine goes on with
 PROGRAM_BYTES = 900 * 2**20  # Python with torch and diffusers loaded
 MEASURED_IMAGES = 8
 LEARNING_COST = 3.5  # U-Net evaluations that learning from an image costs: forward, backward, and the text encoder
@@ -67,6 +68,9 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
         if learned:
             answer["adapt_time"] = clock(opening + per_evaluation * LEARNING_COST * learned)
+    if recipe.refine:
+        answer |= {"refined_images": len(plan), "operations": [step.op for step in recipe.refine]}
+        bytes_per_image += DRAWN_BYTES_PER_PIXEL * spec.size_px**2
     answer["disk_mb"] = round(len(plan) * (bytes_per_image + 500) / 1e6, 2)  # 500: the row in run.db and metadata.jsonl
     return answer
 

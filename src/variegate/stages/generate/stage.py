@@ -15,18 +15,20 @@ from variegate.backends.devices import resolve_device
 from variegate.backends.folder import OWN, find_model, model_fingerprint, read_model
 from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
+from variegate.metadata import write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import content_id
 from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
 from variegate.stages.generate.estimate import estimate
-from variegate.stages.generate.ledger import lost_chunks, write_metadata, write_plan
+from variegate.stages.generate.ledger import write_plan
 from variegate.stages.generate.plan import PlanBackend, make_plan
 from variegate.stages.generate.pool import parse_pool
-from variegate.store import RunFolder, explained, sweep_temporary
+from variegate.store import RunFolder, drawn_path, explained, sweep_temporary, synthetic_path
 
 __all__ = ["NAME", "estimate", "inputs", "intact", "run"]
 NAME = "generate"
+DRAWN_FORMAT = "png"  # of images that refine goes on with: nothing is lost before it
 IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what training code reads fastest
 
 
@@ -38,6 +40,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
         "negative": recipe.prompts.negative,
         "fit": recipe.dataset.fit,
         "label": recipe.train.label.model_dump(),
+        **({"drawn": DRAWN_FORMAT} if recipe.refine else {}),  # where and how the images are written
     }
 
 
@@ -45,7 +48,7 @@ def run(context: Context) -> dict[str, Any]:
     if context.recipe.generate.method == "none":
         return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
     with explained(context.folder.root):
-        for part in ("synthetic", CACHE):  # a worker may have been killed where this process was not
+        for part in ("synthetic", "drawn", CACHE):  # a worker may have been killed where this process was not
             sweep_temporary(context.folder.root / part)
     warnings = _strange_data(context.recipe)
     for warning in warnings:
@@ -54,8 +57,9 @@ def run(context: Context) -> dict[str, Any]:
     start = time.monotonic()
     drawn = draw_pending(context, spec)
     seconds = time.monotonic() - start
-    label = context.recipe.train.label
-    write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa, image_format=IMAGE_FORMAT)
+    if not context.recipe.refine:
+        label = context.recipe.train.label
+        write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa)
     return {**summarise(context.folder, spec, drawn, seconds), "warnings": warnings}
 
 
@@ -69,7 +73,13 @@ def _strange_data(recipe: Recipe) -> list[str]:
 
 def intact(context: Context) -> bool:
     """Whether every image recorded as drawn is still there; the pipeline asks before it takes the stage as done."""
-    return not lost_chunks(context.folder, IMAGE_FORMAT)
+    return not _lost_chunks(context.folder)
+
+
+def _lost_chunks(folder: RunFolder) -> list[int]:
+    if folder.drawn_format:
+        return folder.lost_chunks(drawn_path, folder.drawn_format)
+    return folder.lost_chunks(synthetic_path, IMAGE_FORMAT)
 
 
 def prepare(context: Context) -> BackendSpec:
@@ -85,7 +95,7 @@ def prepare(context: Context) -> BackendSpec:
     key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
     stored = folder.meta("backend")
     if stored and folder.meta("plan_key") == key:
-        lost = lost_chunks(folder, IMAGE_FORMAT)
+        lost = _lost_chunks(folder)
         with folder.transaction() as db:
             db.executemany("UPDATE chunks SET state = 'pending' WHERE chunk = ?", ((chunk,) for chunk in lost))
         spec = _same_place(BackendSpec(**json.loads(stored)), str(model))
@@ -106,6 +116,7 @@ def prepare(context: Context) -> BackendSpec:
         classes, images, recipe.generate, pool, backend, negative=recipe.prompts.negative, seed=recipe.seed
     )
     meta = {"plan_key": key, "backend": json.dumps(spec.to_json()), "image_format": IMAGE_FORMAT}
+    meta["drawn_format"] = DRAWN_FORMAT if recipe.refine else ""
     write_plan(folder, plan, meta)
     context.reporter.event("plan", images=len(plan), chunks=len(plan.first), backend=spec.to_json())
     return spec
@@ -138,7 +149,8 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
         sources=tuple(sorted(folder.real_images("train"), key=lambda image: image.id)),
         fit=recipe.dataset.fit,
         max_megapixels=recipe.dataset.max_megapixels,
-        image_format=IMAGE_FORMAT,
+        image_format=folder.drawn_format or IMAGE_FORMAT,
+        is_refined=folder.drawn_format is not None,
         relative_token_noise=recipe.generate.token_noise.relative,
     )
     workers = min(context.workers, len(pending))

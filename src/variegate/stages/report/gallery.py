@@ -38,7 +38,8 @@ def variant(
     pairs: SoftLabel = ()
     if label_rule:
         gamma, kappa = label_rule
-        pairs = soft_label(image.source_label, image.target, image.strength, gamma=gamma, kappa=kappa)
+        rule = {"gamma": gamma, "kappa": kappa, "original_share": image.original_share}
+        pairs = soft_label(image.source_label, image.target, image.strength, **rule)
     return Variant(
         id=image.id,
         target=image.target,

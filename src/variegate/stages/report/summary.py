@@ -22,7 +22,8 @@ from variegate.stages.report.contents import Adapting, ClassCounts, Duplicate, M
 from variegate.store import RunFolder
 
 Done = tuple[str, dict[str, Any], float]  # (key, summary, seconds) of a finished stage
-STAGES = ("dataset", "adapt", "prompts", "generate", "curate", "train", "evaluate")  # the report's own time is no cost
+# The report's own time is no cost.
+STAGES = ("dataset", "adapt", "prompts", "generate", "refine", "curate", "train", "evaluate")
 
 
 def summarize(folder: RunFolder) -> Summary:
@@ -154,7 +155,7 @@ def _costs(stages: Mapping[str, Done | None], num_real: int, num_drawn: int) -> 
     handled = {"dataset": num_real, "curate": num_drawn}
     costs = []
     for name, done in stages.items():
-        if done:
+        if done and (name != "refine" or done[1].get("refined")):
             _, said, seconds = done
             rate = said.get("images_per_second") or (handled.get(name, 0) / seconds if seconds else 0.0)
             costs.append(StageCost(name, seconds or 0.0, rate or None, str(said.get("line", ""))))

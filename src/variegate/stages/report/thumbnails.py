@@ -11,20 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from variegate.stages.report.contents import Summary
-from variegate.store import RunFolder, synthetic_path
+from variegate.store import RunFolder, drawn_path, synthetic_path
 
 EDGE_PX = 96
 QUALITY = 82
+BEFORE = "-drawn"
 
 
 def image_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
-    """Image id -> file, of every image the page needs."""
+    """Image id -> file, of every image the page needs; id + BEFORE for one as it was drawn, where refine went on with it."""
     real = {image.id: Path(image.path) for image in folder.real_images()}
     classes, extension = folder.classes(), folder.meta("image_format") or "jpg"
     holders = [variants for exhibit in summary.exhibits for variants in exhibit.variants]
     holders += [example for group in summary.dropped for example in group.examples]
-    drawn = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in holders}
-    return {image_id: (real | drawn)[image_id] for image_id in summary.image_ids}
+    made = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in holders}
+    files = {image_id: (real | made)[image_id] for image_id in summary.image_ids}
+    if folder.drawn_format is None:
+        return files
+    shown = [variant for exhibit in summary.exhibits for variant in exhibit.variants]
+    before = {item.id: drawn_path(classes[item.target], item.id, folder.drawn_format) for item in shown}
+    return files | {f"{image_id}{BEFORE}": folder.path(path) for image_id, path in before.items()}
 
 
 def thumbnails(files: Mapping[str, Path], edge_px: int = EDGE_PX) -> dict[str, str]:

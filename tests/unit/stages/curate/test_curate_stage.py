@@ -9,8 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from tiny_models import transformers_clip_folder  # noqa: F401 - fixture
 
 from variegate.errors import MissingExtra, ModelError, RecipeError
+from variegate.image_text import open_clip_model
+from variegate.images import load_squares
+from variegate.recipe import Recipe
 from variegate.stages.curate import stage
 from variegate.stages.curate.encoders import open_encoder
 
@@ -228,3 +233,56 @@ def test_clip_without_open_clip_names_the_extra(coloured_run, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingExtra, match=r"variegate\[clip\]"):
         stage.check(coloured_run(curate=[agreement(encoder="clip:ViT-B-32/openai")]).recipe)
+
+
+# ------------------------------------------------------------------------------------------------ told of the classes
+
+
+def told(**keys: object) -> dict:
+    return {"score": "text-agreement", **keys}
+
+
+def test_images_are_asked_for_their_own_text(coloured_run, transformers_clip_folder: Path) -> None:  # noqa: F811
+    """Probability of the target's text among all classes' texts, calibrated on real images that taught the model nothing."""
+    encoder = f"clip:{transformers_clip_folder}"
+    context = coloured_run(curate=[told(encoder=encoder, drop_fraction=0.5)])
+    summary = stage.run(context)
+    scores, (judge,) = context.folder.scores(f"text-agreement {encoder}"), summary["judges"]
+    images = context.folder.synthetic_images(kept_only=False)
+    assert len(scores) == 18 and all(0.0 <= value <= 1.0 for value in scores.values())
+    model = open_clip_model(encoder, "here")
+    texts = model.text_features([f"a photo of a {info.name}" for info in context.folder.classes()]).numpy()
+    pixels = load_squares([context.folder.path(image.path) for image in images], model.size_px)
+    closest = (model.features(pixels) @ texts.T).argmax(axis=1)
+    for image, label in zip(images, closest, strict=True):  # softmax keeps the order
+        assert (scores[image.id] > 1 / 3) >= (label == image.target)
+    assert judge["held_out_accuracy"] is not None
+    assert judge["used"] or "was not used" in summary["line"]  # random weights: whether they convince is chance
+
+
+def test_a_pair_of_prompts_is_yes_or_no_for_each_image(coloured_run, transformers_clip_folder: Path) -> None:  # noqa: F811
+    """Diff-Mix's filter: the same words for and against leave every image at one half, so that nobody listens to it."""
+    same = "a photo of a {name}"
+    context = coloured_run(curate=[told(encoder=f"clip:{transformers_clip_folder}", text=same, against=same)])
+    summary = stage.run(context)
+    scores = context.folder.scores(f"text-agreement clip:{transformers_clip_folder}")
+    assert list(scores.values()) == pytest.approx([0.5] * 18)
+    assert "was not used" in summary["line"] and len(context.folder.synthetic_images()) == 18
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (told(), "needs an image-text model"),
+        (told(encoder="clip:starter", text="a photo"), "says the same of every class"),
+        (told(encoder="clip:starter", text="{environment}"), "unknown {environment}"),
+    ],
+)
+def test_a_text_that_tells_nothing_is_refused_with_the_recipe(step: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Recipe(curate=[step])
+
+
+def test_texts_on_other_scores_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"curate.0.text: has no effect on class-agreement"):
+        stage.check(Recipe(curate=[agreement(text="a {name}")]))

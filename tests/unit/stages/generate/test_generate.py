@@ -12,10 +12,10 @@ import pytest
 
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
-from variegate.images import encode_image
+from variegate.images import encode_image, load_rgb
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
-from variegate.recipe import BackendSection, EvaluateSection, GenerateSection, PromptsSection, Recipe
+from variegate.recipe import BackendSection, EvaluateSection, FractalStep, GenerateSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.draw import is_out_of_memory
@@ -219,6 +219,32 @@ def test_strategies_and_one_step(tiny_sd: Path, make_run) -> None:
         draw(folder, recipe_of(tiny_sd))
 
 
+def test_images_to_be_refined_are_written_without_loss_under_the_same_ids(tiny_sd: Path, make_run) -> None:
+    plain = recipe_of(tiny_sd, per_real=1)
+    refined = plain.model_copy(update={"refine": [FractalStep(op="fractal")]})
+    with make_run("plain") as folder:
+        draw(folder, plain)
+        as_jpg = {image.id: load_rgb(folder.root / image.path) for image in folder.synthetic_images()}
+    with make_run("refined") as folder:
+        draw(folder, refined)
+        assert folder.synthetic_images() == [] and not (folder.root / "synthetic").exists()
+        drawn = {path.stem: path for path in (folder.root / "drawn").rglob("*.png")}
+        assert drawn.keys() == as_jpg.keys()
+        for image_id, path in drawn.items():
+            jpg = folder.write("x.jpg", encode_image(load_rgb(path), "jpg"))
+            assert (load_rgb(jpg) == as_jpg[image_id]).all()
+        before = hashes_of(drawn)
+        drawn[min(drawn)].unlink()
+        context = Context(refined, folder, QuietReporter())
+        assert not stage.intact(context)
+        draw(folder, refined)
+        assert hashes_of(drawn) == before and stage.intact(context)
+
+
+def hashes_of(files: dict[str, Path]) -> dict[str, str]:
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
 def test_the_plan_keeps_the_machine_it_was_made_for(tiny_sd: Path, make_run) -> None:
     recipe = recipe_of(tiny_sd)
     with make_run() as folder:
@@ -243,5 +269,8 @@ def test_the_estimate_counts_what_would_be_drawn(tiny_sd: Path) -> None:
     assert (answer["images"], answer["unet_evaluations"], answer["chunks"]) == (18, 108, 4)
     assert answer["images_per_class"] == {"cat": 6, "dog": 6, "red_owl": 6}
     assert "seconds" not in answer and answer["disk_mb"] > 0
+    refined = recipe_of(tiny_sd).model_copy(update={"refine": [FractalStep(op="fractal")]})
+    more = stage.estimate(refined, Facts(), measure=False)
+    assert (more["refined_images"], more["operations"]) == (18, ["fractal"]) and more["disk_mb"] > answer["disk_mb"]
     timed = stage.estimate(recipe_of(tiny_sd), Facts())
     assert timed["seconds"] > 0 and json.dumps(timed)

@@ -100,6 +100,7 @@ def write_synthetic(folder: RunFolder, sources: list[RealImage], num_classes: in
     folder.put_scores("class-agreement", ((row.id, ((row.row * 37) % 100) / 100) for row in rows))
     folder.put_decisions("curate", (decision(row) for row in rows))
     folder.finish_stage("generate", "k", 34.5, {"line": f"{len(rows)} images drawn", "images_per_second": 5.8})
+    folder.finish_stage("refine", "k", 0.0, {"line": "nothing to refine", "refined": 0})
     folder.finish_stage("curate", "k", 4.0, {"line": "some kept, some dropped"})
 
 
