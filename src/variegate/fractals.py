@@ -217,7 +217,7 @@ def _systems(uniform: np.ndarray, is_flame: np.ndarray) -> np.ndarray:
 
 
 def _bent_to_sum(values: np.ndarray, used: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """[N, (smaller, larger), _MAPS] in (0, 1) to powers of themselves with sum over used maps of s1 + 2 s2 = wanted."""
+    """[N, (smaller, larger), _MAPS] in (0, 1) to powers of themselves, so that s1 + 2 s2 sums to `wanted`."""
     low, high = np.full(len(values), 0.01), np.full(len(values), 20.0)
     weight = np.array([2.0, 1.0])[None, :, None] * used[:, None, :]
     for _ in range(24):

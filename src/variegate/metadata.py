@@ -32,7 +32,8 @@ def _metadata(folder: RunFolder, gamma: float, kappa: float) -> Iterator[dict]:
     refines = folder.drawn_format is not None
     query = f"""SELECT plan.id, source, target, p.text, strength, seed, COALESCE(f.original_share, 0.0)
                 FROM plan JOIN prompts p ON p.id = plan.prompt JOIN chunks USING (chunk)
-                {"JOIN" if refines else "LEFT JOIN"} refined f ON f.id = plan.id WHERE state = 'done' ORDER BY plan.id"""
+                {"JOIN" if refines else "LEFT JOIN"} refined f ON f.id = plan.id
+                WHERE state = 'done' ORDER BY plan.id"""
     for image_id, source, target, prompt, strength, seed, share in folder.db.execute(query):
         rule = {"gamma": gamma, "kappa": kappa, "original_share": share}
         relative = Path(synthetic_path(classes[target], image_id, extension)).relative_to("synthetic/train")

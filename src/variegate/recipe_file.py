@@ -215,12 +215,8 @@ def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
     what = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return Problem(place, what)
-    if error["type"] == "union_tag_not_found":
-        return Problem(place, f"has no {error['ctx']['discriminator'].strip(chr(39))}", "say which operation it is")
-    if error["type"] == "union_tag_invalid":
-        near = difflib.get_close_matches(error["ctx"]["tag"], _quoted(error["ctx"]["expected_tags"]), n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known: {error['ctx']['expected_tags']}"
-        return Problem(place, f"unknown operation {error['ctx']['tag']!r}", remedy)
+    if error["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        return _explain_tag(error, place)
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(error["input"]), _quoted(error["ctx"]["expected"]), n=1)
         remedy = f"did you mean {near[0]!r}?" if near else ""
@@ -228,6 +224,16 @@ def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:
     is_placeholder = isinstance(error["input"], dict) and None in error["input"].values()
     remedy = "put quotes around text that holds braces" if is_placeholder else ""
     return Problem(place, f"{what[0].lower()}{what[1:]}, got {error['input']!r}", remedy)
+
+
+def _explain_tag(error: Any, place: str) -> Problem:
+    """An item of a list of tagged sections without its tag, or with one that is not known."""
+    key = error["ctx"]["discriminator"].strip("'")
+    if error["type"] == "union_tag_not_found":
+        return Problem(place, f"has no {key}", f"say which one it is with {key}: ...")
+    near = difflib.get_close_matches(error["ctx"]["tag"], _quoted(error["ctx"]["expected_tags"]), n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known: {error['ctx']['expected_tags']}"
+    return Problem(place, f"unknown {key} {error['ctx']['tag']!r}", remedy)
 
 
 def _quoted(text: str) -> list[str]:

@@ -50,7 +50,7 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("generate: {method: none}", "arms: [real]"),
         ("generate: {method: ti-aug}", "use real-aug"),
         ("evaluate: {arms: [real, real]}", "different names"),
-        ("refine: [{op: fractl}]", "r.yaml:1: refine.0: unknown operation 'fractl' — did you mean 'fractal'?"),
+        ("refine: [{op: fractl}]", "r.yaml:1: refine.0: unknown op 'fractl' — did you mean 'fractal'?"),
         ("refine: [{op: fractal}, {op: concat, seem: 1}]", "refine.1.seem: unknown key — did you mean 'seam'?"),
         ("refine: [{op: fractal, weight: [0.3, 0.2]}]", "should be [low, high]"),
         ("refine: [{op: concat, seam: 0.5, seam_px: 4}]", "give one of them"),

@@ -32,7 +32,7 @@ Operation = Callable[[Batch, Sequence[np.random.Generator]], Batch]  # one gener
 
 
 def with_original(batch: Batch, mask: np.ndarray) -> Batch:
-    """The original laid over the pictures: mask * original + (1 - mask) * picture; mask is float32 [N, H, W] in [0, 1]."""
+    """The original laid over the pictures, mask * original + (1 - mask) * picture; mask: float32 [N, H, W] in [0, 1]."""
     if batch.originals is None:
         raise ValueError("the batch has no originals; its images were drawn from text")
     pixels = mix(batch.pixels, batch.originals, mask[..., None])

@@ -36,7 +36,7 @@ def concat_mask(
 ) -> np.ndarray:
     """The original's weight: float32 [height, width], 1 on its half, falling linearly over `seam_px` in the middle.
 
-    horizontal: side by side; vertical: one above the other. With a seam of 0 an odd edge's middle line is half of each.
+    horizontal: side by side; vertical: one above the other. With no seam an odd edge's middle line is half of each.
     The mean is one half, whatever the size and the seam.
     """
     edge = height if orientation == "vertical" else width

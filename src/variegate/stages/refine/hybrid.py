@@ -1,4 +1,4 @@
-"""Give pixels back to the original where the drawn image says least about its class (gdl_term's semantic hybrid blending).
+"""gdl_term's semantic hybrid blending: pixels go back to the original where the drawn image says least of its class.
 
 A CLIP model sees overlapping patches of the drawn image; their cosine with the class's text, spread over the image, is
 its activation map; the lowest `percentile` of the map is the original's. Patches of many images are encoded together.
@@ -58,7 +58,7 @@ def activation_maps(pixels: np.ndarray, texts: np.ndarray, clip: Clip, *, patch:
 
 
 def patch_starts(edge: int, patch_px: int, stride_px: int) -> np.ndarray:
-    """First pixels of patches from edge to edge, evenly spaced, `stride_px` apart or a little less; int64, two or more.
+    """First pixels of patches from edge to edge, evenly spaced, `stride_px` apart or a bit less; int64, two or more.
 
     >>> patch_starts(32, 4, 2)[:3].tolist(), patch_starts(33, 16, 16).tolist()
     ([0, 2, 4], [0, 8, 17])
@@ -68,7 +68,7 @@ def patch_starts(edge: int, patch_px: int, stride_px: int) -> np.ndarray:
 
 
 def original_masks(maps: np.ndarray, *, percentile: float, sigma_px: float, is_binary: bool) -> np.ndarray:
-    """The original's weight, float32 [N, H, W]: 1 up to the map's percentile, blurred; `is_binary` rounds it to 0 and 1.
+    """The original's weight, float32 [N, H, W]: 1 up to the map's percentile, blurred; rounded if `is_binary`.
 
     A higher percentile gives back more of the original. A flat map says nothing, and the drawn image stays whole.
     """

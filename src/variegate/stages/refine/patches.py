@@ -32,8 +32,8 @@ def paste_patches(step: PatchesStep, batch: Batch, rngs: Sequence[np.random.Gene
 def patch_mask(height: int, width: int, rng: np.random.Generator, *, coverage: float, most: int) -> np.ndarray:
     """Where the drawn image shows: float32 [height, width] of 0 and 1, mean `coverage` to within half a patch's edge.
 
-    1 to `most` patches, equally likely as far as they fit; a high coverage leaves room for few. Raises ValueError where
-    not even one patch of an allowed aspect has the area (images far from square).
+    1 to `most` patches, equally likely as far as they fit; a high coverage leaves room for few. Raises ValueError
+    where not even one patch of an allowed aspect has the area (images far from square).
     """
     wanted = round(coverage * height * width)
     allowed = max(1, min(most, int(coverage / MIN_SHARE)))
