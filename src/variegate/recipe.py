@@ -221,6 +221,7 @@ class MixingSection(Section):
 
     policy: Literal["replace", "pool", "concat"] = "pool"  # replace: by images made from the same real one
     fraction: Fraction = 0.3  # chance that a training sample is synthetic (replace, pool)
+    weighting: Literal["none", "inverse-count"] = "none"  # inverse-count: target classes by 1 / (real images + 1)
     schedule: Literal["constant", "falling"] = "constant"  # falling: the chance falls evenly to 0 at the last step
 
     @model_validator(mode="after")
@@ -228,6 +229,13 @@ class MixingSection(Section):
         if self.policy == "concat" and self.schedule != "constant":
             raise ValueError("schedule has no effect on policy concat; use pool or replace")
         return self
+
+
+class LdamSection(Section):
+    """LDAM's margins (arXiv 1906.07413), on cosines of features and class vectors."""
+
+    max_margin: float = Field(0.5, gt=0.0, le=2.0)  # of the rarest class
+    scale: float = Field(30.0, gt=0.0)  # of the cosines
 
 
 class LabelSection(Section):
@@ -247,7 +255,12 @@ class TrainSection(Section):
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
-    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix"] = "none"
+    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo"] = "none"  # cmo: patches of rare classes pasted in
+    loss: Literal["ce", "ldam", "balanced-softmax"] = "ce"  # ldam, balanced-softmax: for long-tailed classes
+    ldam: LdamSection = LdamSection()
+    class_weights: Literal["none", "class-balanced"] = "none"  # by the effective number of real images
+    class_balance_beta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    reweight_from: Fraction = 0.0  # share of the steps after which class weights apply; deferred re-weighting: 0.8
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = Field(None, gt=0.0)  # null: 0.005 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
@@ -270,6 +283,25 @@ class TrainSection(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; give one and set the other to null")
         return self
+
+    @model_validator(mode="after")
+    def _weights_for_something(self) -> TrainSection:
+        if self.reweight_from > 0 and self.class_weights == "none":
+            raise ValueError(
+                f"reweight_from {self.reweight_from} says when class weights begin and class_weights is none; "
+                "set class_weights to class-balanced"
+            )
+        if self.loss == "balanced-softmax" and self.class_weights != "none":
+            raise ValueError(
+                f"loss balanced-softmax and class_weights {self.class_weights} both make up for unequal class counts, "
+                "together twice; use one of them"
+            )
+        return self
+
+    @property
+    def cosine_scale(self) -> float | None:
+        """The scale of a cosine last layer; None where it is the network's own, linear one."""
+        return self.ldam.scale if self.loss == "ldam" else None
 
 
 class EvaluateSection(Section):

@@ -246,6 +246,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         size_px=workshop.recipe.dataset.size_px,
         pretrained=section.pretrained,
         seed=seed_from(workshop.recipe.seed, "weights", task.seed),
+        cosine_scale=section.cosine_scale,
     )
     checkpoint = folder.path(f"{task.folder}/{CHECKPOINT}")
     resume = read_checkpoint(checkpoint, task.key)
@@ -273,7 +274,7 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
     if arm == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
-    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    weights = _pool_weights(workshop)
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
     pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
     if arm == "synthetic":
@@ -283,6 +284,15 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
         chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
         slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(workshop.train), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
+
+
+def _pool_weights(workshop: Workshop) -> np.ndarray:
+    """What curate gave the synthetic images, shaped by the recipe's weighting of classes; float64 [M]."""
+    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    if workshop.recipe.train.mixing.weighting == "none":
+        return weights
+    counts = mixing.real_counts([image.label for image in workshop.train], len(workshop.class_names))
+    return mixing.inverse_count_weights(weights, np.array([i.target for i in workshop.synthetic], np.int64), counts)
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
@@ -298,6 +308,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         "classes": workshop.class_names,
         "size_px": recipe.dataset.size_px,
         "fit": recipe.dataset.fit,
+        "cosine_scale": recipe.train.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
     }
