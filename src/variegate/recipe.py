@@ -64,7 +64,17 @@ class MeadowSection(Section):
     n_val: int = Field(10, ge=0, le=1000)
     n_test: int = Field(50, ge=1, le=1000)
     habitat_bias: Fraction = 0.0
+    uncommon_test: bool = False  # an extra test set: every species anywhere but in its own habitat
     seed: int = Field(0, ge=0)  # which species; the recipe's seed chooses their training pictures
+
+    @model_validator(mode="after")
+    def _own_habitats(self) -> MeadowSection:
+        if self.uncommon_test and not self.habitat_bias:
+            raise ValueError(
+                "uncommon_test shows species outside the habitat that training ties them to, and habitat_bias 0 ties them "
+                "to none; set habitat_bias, 1 for no other habitat in training"
+            )
+        return self
 
 
 class DatasetSection(Section):
@@ -79,6 +89,8 @@ class DatasetSection(Section):
         0.2  # of the training images, where the data has no val split
     )
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3  # of all images, where the data has no test split
+    group_is: Literal["subject", "context"] = "subject"  # subject (an animal, a session): a group stays on one side of
+    # the splits; context (a background, a camera): it may be on all, as in Waterbirds
     image_column: str = "image"  # hf: data
     label_column: str = "label"
     max_megapixels: float = Field(64.0, gt=0.0)  # larger pictures are refused
@@ -309,6 +321,14 @@ class EvaluateSection(Section):
 
     arms: list[Literal["real", "real+synthetic", "synthetic"]] = ["real", "real+synthetic"]
     seeds: int = Field(3, ge=1, le=1000)
+    shot_bounds: tuple[int, int] = (20, 100)  # real training images of a medium class; fewer: few-shot, more: many-shot
+
+    @model_validator(mode="after")
+    def _bounds(self) -> EvaluateSection:
+        low, high = self.shot_bounds
+        if not 0 < low <= high:
+            raise ValueError(f"shot_bounds must be two rising numbers of images, got {list(self.shot_bounds)}")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> EvaluateSection:

@@ -36,7 +36,7 @@ from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
-from variegate.records import RealImage, SyntheticImage, content_id, seed_from
+from variegate.records import RealImage, SyntheticImage, content_id, extra_tests, seed_from
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
@@ -74,10 +74,10 @@ class Workshop:
     recipe: Recipe
     class_names: tuple[str, ...]
     train: list[RealImage]
-    held_out: dict[str, list[RealImage]]  # val and test
+    held_out: dict[str, list[RealImage]]  # val, test and extra test sets
     synthetic: list[SyntheticImage]
     data: FitData
-    test_pixels: np.ndarray
+    pixels: dict[str, np.ndarray]  # of held_out
     compute: Compute
     steps: int
     weights_sha256: str  # of train.pretrained's file
@@ -125,12 +125,15 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
-    train, val, test = (folder.real_images(split) for split in ("train", "val", "test"))
+    train = folder.real_images("train")
+    extra = extra_tests(image.split for image in folder.real_images())
+    held_out = {split: folder.real_images(split) for split in ("val", "test", *extra)}
     uses_synthetic = _uses_synthetic(recipe)
     synthetic = folder.synthetic_images() if uses_synthetic else []
-    problems = _problems(recipe, train, test, synthetic if uses_synthetic else None)
+    problems = _problems(recipe, train, held_out["test"], synthetic if uses_synthetic else None)
     if problems:
         raise DataError(problems)
+    pixels = {split: _real_pixels(recipe, folder, images) for split, images in held_out.items()}
     names = tuple(info.name for info in folder.classes())
     options = recipe.train.label
     soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
@@ -138,9 +141,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     data = FitData(
         real=LabelledImages(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
         synthetic=LabelledImages(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
-        val=LabelledImages(
-            _real_pixels(recipe, folder, val), labels.one_hot([image.label for image in val], len(names))
-        ),
+        val=LabelledImages(pixels["val"], labels.one_hot([image.label for image in held_out["val"]], len(names))),
     )
     section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
@@ -148,10 +149,10 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         recipe=recipe,
         class_names=names,
         train=train,
-        held_out={"val": val, "test": test},
+        held_out=held_out,
         synthetic=synthetic,
         data=data,
-        test_pixels=_real_pixels(recipe, folder, test),
+        pixels=pixels,
         compute=choose_compute(recipe.backend.device),
         steps=steps,
         weights_sha256=_weights_sha256(section),
@@ -297,11 +298,10 @@ def _pool_weights(workshop: Workshop) -> np.ndarray:
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
     recipe, predictions = workshop.recipe, []
-    pixels = {"val": workshop.data.val.pixels, "test": workshop.test_pixels}
     for weights, state in (("selected", fitted.selected), ("last", fitted.last)):
         classifier.net.load_state_dict(state, strict=True)
         for split, images in workshop.held_out.items():
-            found = predict(classifier, pixels[split], workshop.compute)
+            found = predict(classifier, workshop.pixels[split], workshop.compute)
             predictions.append(Prediction([i.id for i in images], split, weights, [i.label for i in images], found))
     about = {
         "model": recipe.train.model,
