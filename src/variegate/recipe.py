@@ -71,8 +71,8 @@ class MeadowSection(Section):
     def _own_habitats(self) -> MeadowSection:
         if self.uncommon_test and not self.habitat_bias:
             raise ValueError(
-                "uncommon_test shows species outside the habitat that training ties them to, and habitat_bias 0 ties them "
-                "to none; set habitat_bias, 1 for no other habitat in training"
+                "uncommon_test shows species outside the habitat that training ties them to, and habitat_bias 0 ties "
+                "them to none; set habitat_bias, 1 for no other habitat in training"
             )
         return self
 
@@ -321,7 +321,7 @@ class EvaluateSection(Section):
 
     arms: list[Literal["real", "real+synthetic", "synthetic"]] = ["real", "real+synthetic"]
     seeds: int = Field(3, ge=1, le=1000)
-    shot_bounds: tuple[int, int] = (20, 100)  # real training images of a medium class; fewer: few-shot, more: many-shot
+    shot_bounds: tuple[int, int] = (20, 100)  # real images of a medium class; fewer: few-shot, more: many-shot
 
     @model_validator(mode="after")
     def _bounds(self) -> EvaluateSection:

@@ -64,10 +64,12 @@ def make_mix(name: str) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
     return lambda images, targets: tuple(mix(images, targets))
 
 
-def paste_patches(images: torch.Tensor, targets: torch.Tensor, patches: torch.Tensor, patch_targets: torch.Tensor) -> Batch:
-    """CutMix with a second batch (CMO, arXiv 2112.00412): image i gets a box of patch i, and of its label the box's share.
+def paste_patches(
+    images: torch.Tensor, targets: torch.Tensor, patches: torch.Tensor, patch_targets: torch.Tensor
+) -> Batch:
+    """CutMix with a second batch (CMO, arXiv 2112.00412): image i gets a box of patch i, and the box's share of its label.
 
-    torchvision's CutMix pastes from the batch rolled by one, so the two are shuffled together and every other one is kept.
+    torchvision's CutMix pastes from the batch rolled by one, so the two batches take turns and every other one is kept.
     """
     from torchvision.transforms import v2
 

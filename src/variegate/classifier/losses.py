@@ -1,8 +1,9 @@
 """Losses for long-tailed classes: LDAM, balanced softmax, class-balanced weights, all of them for soft labels. Pure.
 
-Each is defined in its paper for one true class, as a loss l_c per class c. A label row t (a soft label, MixUp, smoothing) says
-that t_c of an image is an example of class c, so its loss is sum_c t_c w_c l_c with class weights w: linear in the label, as
-MixUp and CMO have it, and the paper's own where the row is one-hot. A row of mass kappa counts kappa.
+Each is defined in its paper for one true class, as a loss l_c per class c. A label row t (a soft label, MixUp,
+smoothing) says that t_c of an image is an example of class c, so its loss is sum_c t_c w_c l_c with class weights w:
+linear in the label, as MixUp and CMO have it, and the paper's own where the row is one-hot. A row of mass kappa counts
+kappa. docs/methods.md says which counts go where, and why.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ClassTable:
 
 
 def class_table(rule: LossRule, counts: np.ndarray, shown: np.ndarray) -> ClassTable:
-    """`counts` int [C]: real training images, the independent examples. `shown` float [C]: mass of all labels shown."""
+    """`counts` int [C] are real training images, the independent examples; `shown` float [C] the mass of all labels."""
     margins = rule.scale * ldam_margins(counts, rule.max_margin)
     columns = (log_prior(shown), margins, class_balanced_weights(counts, rule.beta))
     return ClassTable(*(torch.tensor(column, dtype=torch.float32) for column in columns))
@@ -60,7 +61,7 @@ def log_prior(shown: np.ndarray) -> np.ndarray:
 
 
 def ldam_margins(counts: np.ndarray, max_margin: float) -> np.ndarray:
-    """Margins proportional to n^(-1/4), the rarest class's being `max_margin` (LDAM, arXiv 1906.07413); float64 [C].
+    """Margins proportional to n^(-1/4), the rarest class's `max_margin` (LDAM, arXiv 1906.07413); float64 [C].
 
     >>> ldam_margins(np.array([16, 1]), 0.5).tolist()
     [0.25, 0.5]
@@ -72,16 +73,20 @@ def ldam_margins(counts: np.ndarray, max_margin: float) -> np.ndarray:
 def class_balanced_weights(counts: np.ndarray, beta: float) -> np.ndarray:
     """(1 - beta) / (1 - beta^n), of mean 1: one over the effective number of images (arXiv 1901.05555); float64 [C].
 
-    >>> class_balanced_weights(np.array([3, 1]), 0.0).tolist(), class_balanced_weights(np.array([3, 1]), 0.99999).round(2).tolist()
-    ([1.0, 1.0], [0.5, 1.5])
+    >>> class_balanced_weights(np.array([3, 1]), 0.0).tolist()
+    [1.0, 1.0]
+    >>> class_balanced_weights(np.array([3, 1]), 0.99999).round(2).tolist()
+    [0.5, 1.5]
     """
-    effective = -np.expm1(np.maximum(np.asarray(counts, np.float64), 1.0) * np.log(beta)) if beta > 0 else np.ones(len(counts))
-    weights = 1.0 / effective
+    weights = 1.0 / (1.0 - beta ** np.maximum(np.asarray(counts, np.float64), 1.0))
     return weights / weights.mean()
 
 
 def labels_shown(slots: Slots, real: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-    """Mass of every class in all labels of a run of batches; `real`, `synthetic` float [N, C] are the label rows. float64 [C]."""
+    """Mass of every class in all labels of a run of batches; float64 [C].
+
+    `real` and `synthetic` float [N, C] are the label rows that `slots` points into.
+    """
     used = [
         np.bincount(slots.index[slots.is_synthetic == kind], minlength=len(rows)) @ rows.astype(np.float64)
         for kind, rows in ((False, real), (True, synthetic))
@@ -106,13 +111,13 @@ def batch_loss(
 def ldam_terms(logits: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
     """LDAM's loss of every image for every class, were it the true one; float [B, C] in and out, `margins` [C].
 
-    l_c = -log(exp(z_c - m_c) / (exp(z_c - m_c) + sum_{j != c} exp z_j)): the true class's logit is lowered by its margin.
+    l_c = -log(exp(z_c - m_c) / (exp(z_c - m_c) + sum_{j != c} exp z_j)): the true class's logit is lowered by m_c.
     """
     return F.softplus(_log_sum_of_others(logits) - (logits - margins))
 
 
 def _log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
-    """log sum_{j != c} exp z_j; exact also where class c has nearly all of the mass, which is where a margin is met."""
+    """log sum_{j != c} exp z_j; exact also where class c has nearly all of the mass: there a margin is met."""
     top = F.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
     whole = torch.logsumexp(logits, dim=1, keepdim=True)
     without_top = torch.logsumexp(logits.masked_fill(top, -torch.inf), dim=1, keepdim=True)

@@ -49,10 +49,11 @@ def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np
 
 
 def inverse_count_weights(weights: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Diff-Mix's rule for long tails: the target class is drawn with 1 / (n + 1), n its real images, then one of its images.
+    """Diff-Mix's rule for long tails (arXiv 2403.19600): draw a target class with 1 / (n + 1), n its real images, then
+    one of its synthetic images.
 
-    `weights` float [M] shape the draw inside a class, `targets` int [M] are classes drawn, `counts` int [C] real images.
-    Gives float64 [M], the largest 1. A class without a usable image is left out; the released code fails there.
+    `weights` float [M] shape the draw inside a class, `targets` int [M] are the classes drawn, `counts` int [C] real
+    images. Gives float64 [M], its largest 1. A class without a usable image is left out; the released code fails there.
 
     >>> inverse_count_weights(np.ones(3), np.array([0, 0, 1]), np.array([9, 4, 1])).tolist()
     [0.25, 0.25, 1.0]

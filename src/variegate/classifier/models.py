@@ -119,6 +119,23 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     return problems
 
 
+def check_cosine_head(name: str) -> list[Problem]:
+    """Whether a known model's last layer can become a CosineHead; nothing is allocated for it."""
+    if name == OWN_MODEL:
+        return []
+    import timm
+
+    with torch.device("meta"):
+        return _head_problems(name, timm.create_model(name, num_classes=2).get_classifier())
+
+
+def _head_problems(name: str, head: object) -> list[Problem]:
+    if isinstance(head, nn.Linear):
+        return []
+    text = f"{name} ends in {type(head).__name__}, and train.loss ldam needs a linear last layer"
+    return [Problem("train.loss", text, "choose another model, or balanced-softmax")]
+
+
 def build_model(
     name: str,
     *,
@@ -149,9 +166,9 @@ def build_model(
 
 def _with_cosine_head(classifier: Classifier, name: str, scale: float, seed: int) -> Classifier:
     old = classifier.head
-    if not isinstance(old, nn.Linear):
-        text = f"{name} ends in {type(old).__name__}, and train.loss ldam needs a linear last layer"
-        raise ModelError(Problem("train.loss", text, "choose another model, or balanced-softmax"))
+    problems = _head_problems(name, old)
+    if problems or not isinstance(old, nn.Linear):
+        raise ModelError(problems)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = CosineHead(old.in_features, old.out_features, scale)

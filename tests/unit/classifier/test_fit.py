@@ -239,7 +239,9 @@ def test_deferred_weights_leave_the_steps_before_them_alone() -> None:
             if step == steps:
                 kept.update({key: value.clone() for key, value in net.net.state_dict().items()})
 
-        fitting.fit(net, tail_data(), tail_slots(8), dataclasses.replace(SETTINGS, loss=rule), COMPUTE, on_step=remember)
+        fitting.fit(
+            net, tail_data(), tail_slots(8), dataclasses.replace(SETTINGS, loss=rule), COMPUTE, on_step=remember
+        )
         return kept
 
     drw = LossRule(class_weights="class-balanced", reweight_from=0.5)

@@ -60,7 +60,9 @@ def test_a_soft_label_is_the_mean_over_its_classes(name: str) -> None:
     logits = some_logits(1)
     row = torch.tensor([[0.2, 0.3, 0.4]])  # kappa 0.9
     parts = [loss(LossRule(name), logits, one_hot(label)) for label in range(3)]
-    assert loss(LossRule(name), logits, row) == pytest.approx(0.2 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2], rel=1e-5)
+    assert loss(LossRule(name), logits, row) == pytest.approx(
+        0.2 * parts[0] + 0.3 * parts[1] + 0.4 * parts[2], rel=1e-5
+    )
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -110,7 +112,7 @@ def test_deferred_weights_begin_at_their_step() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_balanced_softmax_learns_what_a_balanced_training_set_would_teach(smoothing: float) -> None:
-    """Images that say nothing: with the prior taken out no class is favoured. By counts alone, smoothing would favour the rare."""
+    """Images that say nothing: with the prior taken out, no class is favoured. By counts alone smoothing favours the rare."""
     rows = torch.tensor(labels.smooth(labels.one_hot(np.repeat([0, 1, 2], [1000, 10, 1]), 3), smoothing))
     shown = losses.class_table(LossRule(), np.array([1000, 10, 1]), rows.double().sum(0).numpy())
     logits = torch.zeros(1, 3, requires_grad=True)
@@ -137,5 +139,7 @@ def test_the_prior_is_that_of_all_labels_shown() -> None:
 
 def test_a_class_that_is_never_shown_leaves_the_loss_finite() -> None:
     found = losses.class_table(LossRule(), np.array([5, 5, 0]), np.array([50.0, 50.0, 0.0]))
-    value = losses.batch_loss(LossRule("balanced-softmax"), some_logits(), one_hot(0, 1, 0, 1, 0), found, is_reweighting=True)
+    value = losses.batch_loss(
+        LossRule("balanced-softmax"), some_logits(), one_hot(0, 1, 0, 1, 0), found, is_reweighting=True
+    )
     assert math.isfinite(float(value))

@@ -205,11 +205,13 @@ def _split_warnings(used: Sequence[Item], classes: Sequence[ClassInfo], dataset:
 
 
 def _held_out_warnings(images: Sequence[FoundImage]) -> list[str]:
-    """Where there are extra test sets and no test set, the one held out of the training images may not be what was meant."""
+    """Extra test sets without a test set: the one then held out of the training images may not be what was meant."""
     extra = extra_tests(image.split for image in images if image.split)
     if not extra or any(image.split == "test" for image in images):
         return []
-    return [f"there is no test set besides the extra {enumerated(extra)}, so a share of the training images is held out as test"]
+    return [
+        f"there is no test set besides the extra {enumerated(extra)}: a share of the training images is held out as test"
+    ]
 
 
 def _leak_warnings(used: Sequence[Item]) -> list[str]:
@@ -228,7 +230,9 @@ def _duplicate_warnings(duplicates: Sequence[Duplicate]) -> list[str]:
             f"{len(across):,} images left out, because test or val has the same image: {enumerated(across)}"
         )
     if inside:
-        warnings.append(f"{len(inside):,} images repeat another one of their split, or of another test set: {enumerated(inside)}")
+        warnings.append(
+            f"{len(inside):,} images repeat another one of their split, or of another test set: {enumerated(inside)}"
+        )
     if against:
         warnings.append(f"{len(against):,} images have two different labels: {enumerated(against)}")
     return warnings

@@ -32,7 +32,8 @@ def read_folder(root: Path, shown: str) -> Listing:
     """List class folders of `root`; classes and images are sorted by name.
 
     Folders named train, val or test (and valid, validation, training, testing, train-val) are splits where every
-    top-level folder has such a name, test_<word> beside them are extra test sets; a class called `train` beside `bus` and `tram` stays a class.
+    top-level folder has such a name, and test_<word> beside them is an extra test set. A class called `train` beside
+    `bus` and `tram` stays a class.
     """
     walk = _Walk()
     tops = _class_folders(root, walk)

@@ -28,8 +28,8 @@ LABEL_DTYPES = (
 def read_hub(name: str, dataset: DatasetSection) -> Listing:
     """List a Hugging Face data set: `image_column` holds the images, `label_column` class names, numbers or texts.
 
-    Its train, validation, test and test_<word> splits keep their meaning, others are left out and named. Raises DataError where
-    it cannot be loaded or has other columns.
+    Its train, validation, test and test_<word> splits keep their meaning, others are left out and named. Raises
+    DataError where it cannot be loaded or has other columns.
     """
     shown = f"hf:{name}"
     parts = _load(name, shown)

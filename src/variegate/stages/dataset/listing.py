@@ -34,7 +34,7 @@ def split_of(word: str) -> Split | None:
 
 
 def split_words(names: Iterable[str]) -> list[str]:
-    """Which of these name splits: extra test sets only beside a train, val or test, so that a class may be called test_tube."""
+    """Which of these name splits: extra test sets only beside train, val or test, so a class may be called test_tube."""
     names = list(names)
     has_plain = any(name.lower() in SPLIT_WORDS for name in names)
     return [name for name in names if has_plain and split_of(name)]

@@ -14,7 +14,6 @@ import numpy as np
 from variegate.records import Split, seed_from
 
 
-
 def _rank(split: Split | None) -> int:
     """Whose copy of an image stays: those of test sets, then of val; one image may be in several test sets."""
     return {"train": 2, "val": 1}.get(split or "train", 0)
@@ -41,7 +40,7 @@ class Duplicate:
 
 
 def drop_leaks(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate]]:
-    """Take an image out of train if val or a test set has it, and out of val if a test set has it; report every copy."""
+    """Take an image out of train if val or a test set has it, out of val if a test set has it; report every copy."""
     by_hash: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item.sha256:

@@ -50,7 +50,7 @@ def shot_classes(counts: Sequence[int], bounds: tuple[int, int]) -> dict[str, li
 
 
 def class_shares(labels: np.ndarray, members: Sequence[int]) -> np.ndarray:
-    """Factors float64 [N] that turn the mean over images of `members` into the mean of those classes' accuracies; else 0.
+    """Factors float64 [N] that make the mean over images of `members` the mean of those classes' accuracies; else 0.
 
     >>> class_shares(np.array([0, 0, 0, 1, 2]), [0, 1]).round(2).tolist()
     [0.67, 0.67, 0.67, 2.0, 0.0]

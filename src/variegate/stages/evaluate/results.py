@@ -48,7 +48,7 @@ class TestSet:
     split: str
     images: Sequence[RealImage]
     arms: Sequence[ArmOutcome]
-    shots: Mapping[str, Sequence[int]] | None  # labels of many-, medium- and few-shot classes; see metrics.shot_classes
+    shots: Mapping[str, Sequence[int]] | None  # labels of many-, medium- and few-shot classes; metrics.shot_classes
 
     @property
     def labels(self) -> np.ndarray:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from variegate.stages.report.contents import (
     Arm,
+    Cell,
     Checkpoint,
     ClassChange,
     Comparison,
     Confused,
-    Cell,
     Curve,
     Groups,
     Interval,
@@ -60,14 +61,16 @@ def shots(results: Mapping[str, Any]) -> tuple[Slice, ...]:
         if kind in facts:
             size = facts[kind]["classes"]
             note = f"{size:,} class{'es' * (size != 1)} of {words} training images"
-            found.append(_slice(results, kind, None, lambda entry, kind=kind: (entry.get("shots") or {}).get(kind), note))
+            found.append(
+                _slice(results, kind, None, lambda entry, kind=kind: (entry.get("shots") or {}).get(kind), note)
+            )
     return tuple(found)
 
 
 def extra_tests(results: Mapping[str, Any]) -> tuple[Slice, ...]:
     """Extra test sets, each as a whole."""
     return tuple(
-        _slice(one, f"test: {one['title']}", one["images"], lambda entry: entry["selected"], one["verdict"])
+        _slice(one, f"test: {one['title']}", one["images"], lambda entry: entry["selected"])
         for one in results.get("extra_tests") or ()
     )
 
@@ -79,17 +82,19 @@ def groups(results: Mapping[str, Any]) -> Groups | None:
         return None
     sizes, least = facts["images"], facts["least_images"]
     large = [name for name, size in sizes.items() if size >= least]
+    large = large if len(large) > 1 else []  # one group is no comparison, and evaluate gives none
 
-    def found(entry: Mapping[str, Any], name: str) -> Any:
+    def found(name: str, entry: Mapping[str, Any]) -> Any:
         value = (entry.get("groups") or {}).get(name)
         return value if isinstance(value, Mapping) else {"accuracy": value}
 
     worst = [(entry["arm"], entry["worst_cell"]) for entry in entries if entry.get("worst_cell")]
     return Groups(
-        slices=tuple(_slice(results, name, sizes[name], lambda entry, name=name: found(entry, name)) for name in large),
+        slices=tuple(_slice(results, name, sizes[name], partial(found, name)) for name in large),
         worst=tuple(number(entry.get("worst_group")) for entry in entries),
         worst_cells=tuple(
-            Cell(arm, names[cell["label"]], cell["group"], cell["images"], number(cell["accuracy"])) for arm, cell in worst
+            Cell(arm, names[cell["label"]], cell["group"], cell["images"], number(cell["accuracy"]))
+            for arm, cell in worst
         ),
         least_images=least,
         num_cells=len(facts["cells"]),

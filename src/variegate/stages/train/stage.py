@@ -30,7 +30,7 @@ from variegate.classifier.fit import (
     rate_of,
     settings_of,
 )
-from variegate.classifier.models import Classifier, build_model, check_model_name
+from variegate.classifier.models import Classifier, build_model, check_cosine_head, check_model_name
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
@@ -98,6 +98,8 @@ def found(context: Context) -> str:
 def check(recipe: Recipe) -> None:
     """Raise ModelError with everything wrong with the classifier's name and weights; builds and downloads nothing."""
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
+    if not problems and recipe.train.cosine_scale is not None:
+        problems = check_cosine_head(recipe.train.model)
     if problems:
         raise ModelError(problems)
 

@@ -127,7 +127,9 @@ def test_extra_test_sets_are_frozen_apart(tmp_path):
     pets(data.parent / "test_uncommon", n=3, names=("dog",), first=5000)
     shutil.copy(data / "dog/1.png", data.parent / "test_uncommon/dog/leak.png")
     summary, _, images = run(recipe_for(data.parent, shots=2), tmp_path / "run")
-    assert summary["line"].endswith("2 classes, 4 train, 2 val, 8 test, 4 test_uncommon (1 copies across splits left out)")
+    assert summary["line"].endswith(
+        "2 classes, 4 train, 2 val, 8 test, 4 test_uncommon (1 copies across splits left out)"
+    )
     assert summary["counts"]["test_uncommon"] == {"cat": 0, "dog": 4}
     assert not {image.sha256 for image in images if image.split == "train"} & {
         image.sha256 for image in images if image.split == "test_uncommon"

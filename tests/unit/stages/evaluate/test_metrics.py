@@ -39,7 +39,11 @@ def test_groups_need_ten_images_and_company() -> None:
 
 
 def test_shot_groups_by_the_fields_thresholds() -> None:
-    assert metrics.shot_classes([500, 101, 100, 20, 19, 1], (20, 100)) == {"many": [0, 1], "medium": [2, 3], "few": [4, 5]}
+    assert metrics.shot_classes([500, 101, 100, 20, 19, 1], (20, 100)) == {
+        "many": [0, 1],
+        "medium": [2, 3],
+        "few": [4, 5],
+    }
     assert metrics.shot_classes([5] * 10, (20, 100)) is None, "few-shot data has no tail"
     assert metrics.shot_classes([30, 3], (20, 100)) == {"medium": [0], "few": [1]}
 
