@@ -1,4 +1,4 @@
-"""Read what every classifier predicted for the test images and write results.json: accuracies, differences, verdict."""
+"""Read what every classifier predicted for the test images and write results.json and results.csv: accuracies, differences."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from variegate.recipe import Recipe
 from variegate.records import RealImage, extra_tests
 from variegate.stages.evaluate import metrics, results
 from variegate.stages.evaluate.results import ArmOutcome, SeedOutcome, TestSet
+from variegate.stages.evaluate.table import csv_text
 from variegate.store import RunFolder
 
 NAME = "evaluate"
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "results.csv"
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write results.json; returns the counted line, the verdict and warnings."""
+    """Write results.json and results.csv; returns the counted line, the verdict and warnings."""
     recipe, folder = context.recipe, context.folder
     real, classes = folder.real_images(), folder.classes()
     counts = results.counts_by_split(real, len(classes))["train"]
@@ -48,7 +49,9 @@ def run(context: Context) -> dict[str, Any]:
         warnings=_warnings(recipe, folder),
     )
     folder.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    folder.put_artefact(NAME, RESULTS, RESULTS)
+    folder.write(TABLE, csv_text(found))
+    for name in (RESULTS, TABLE):
+        folder.put_artefact(NAME, name, name)
     return {"line": results.line(found), "verdict": found["verdict"], "warnings": found["warnings"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_extra_test_sets_are_measured_apart(evaluated) -> None:
     """DIAGen's uncommon context: its own accuracies and paired differences, and not a number of the test set moves."""
     splits = {"train": 5, "val": 4, "test": 40}
     plain = evaluated("plain", splits=splits)[2]
-    _, _, found = evaluated("more", splits=splits | {"test_uncommon_context": 30})
+    context, _, found = evaluated("more", splits=splits | {"test_uncommon_context": 30})
     (extra,) = found["extra_tests"]
     assert (extra["split"], extra["title"], extra["images"]) == ("test_uncommon_context", "uncommon context", 90)
     assert found["counts"]["test_uncommon_context"] == [30] * 3
@@ -165,6 +166,19 @@ def test_extra_test_sets_are_measured_apart(evaluated) -> None:
     assert extra["verdict"].startswith("Synthetic images helped: ")
     assert plain["extra_tests"] == []
     assert np.sum(found["arms"][0]["confusion"]) == np.sum(plain["arms"][0]["confusion"]) == 3 * 120
+    with context.folder.path("results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({tuple(list(row.values())[:6]) for row in rows}) == len(rows), "no row says the same thing twice"
+    row = next(row for row in rows if row["test"] == extra["split"] and row["measure"] == "difference")
+    assert (row["part"], row["checkpoint"], row["arm"], row["baseline"]) == (
+        "all",
+        "selected",
+        "real+synthetic",
+        "real",
+    )
+    assert float(row["value"]) == extra["comparisons"][0]["selected"]["difference"]
+    groups = [row for row in rows if row["part"] == "group: side 0" and row["test"] == "test"]
+    assert [float(row["value"]) for row in groups][:3] == [arm["groups"]["side 0"] for arm in found["arms"]]
 
 
 def test_equal_runs_give_equal_bytes(evaluated) -> None:
