@@ -358,6 +358,11 @@ class Recipe(Section):
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
         if method == "none" and synthetic:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
+        if self.train.mix == "cmo" and "synthetic" in synthetic:
+            raise ValueError(
+                "train.mix cmo pastes patches of real images, so the arm synthetic would not be of synthetic images alone; "
+                "take it out of evaluate.arms, or use cutmix"
+            )
         if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
             raise ValueError(
                 f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "

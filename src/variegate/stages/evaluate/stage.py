@@ -1,4 +1,4 @@
-"""Read what every classifier predicted for the test images and write results.json and results.csv: accuracies, differences."""
+"""Read what every classifier predicted for the test images; write accuracies and differences, results.json and .csv."""
 
 from __future__ import annotations
 

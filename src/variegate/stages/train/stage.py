@@ -96,7 +96,7 @@ def found(context: Context) -> str:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ModelError with everything wrong with the classifier's name and weights; builds and downloads nothing."""
+    """Raise ModelError with everything wrong with the classifier's name, weights and last layer; downloads nothing."""
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
     if not problems and recipe.train.cosine_scale is not None:
         problems = check_cosine_head(recipe.train.model)
