@@ -21,7 +21,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import load_rgb
 from variegate.recipe import Recipe
 from variegate.recipe_file import parse_yaml
-from variegate.records import RealImage, SyntheticImage, seed_from
+from variegate.records import RealImage, SyntheticImage, extra_tests, seed_from
 from variegate.store import RunFolder
 
 Transform = Callable[[Image.Image], Any]
@@ -41,8 +41,8 @@ class RealDataset(Dataset):
     """
 
     def __init__(self, run: str | os.PathLike[str], split: str = "train", transform: Transform | None = None) -> None:
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"split is {split!r}, should be train, val or test")
+        if split not in ("train", "val", "test", *extra_tests([split])):
+            raise ValueError(f"split is {split!r}, should be train, val or test, or an extra test set, test_<word>")
         with RunFolder.read(Path(run)) as folder:
             self.classes = tuple(info.name for info in folder.classes())
             self.records: list[RealImage] = folder.real_images(split)

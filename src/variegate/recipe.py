@@ -66,7 +66,17 @@ class MeadowSection(Section):
     n_val: int = Field(10, ge=0, le=1000)
     n_test: int = Field(50, ge=1, le=1000)
     habitat_bias: Fraction = 0.0
+    uncommon_test: bool = False  # an extra test set: every species anywhere but in its own habitat
     seed: int = Field(0, ge=0)  # which species; the recipe's seed chooses their training pictures
+
+    @model_validator(mode="after")
+    def _own_habitats(self) -> MeadowSection:
+        if self.uncommon_test and not self.habitat_bias:
+            raise ValueError(
+                "uncommon_test shows species outside the habitat that training ties them to, and habitat_bias 0 ties "
+                "them to none; set habitat_bias, 1 for no other habitat in training"
+            )
+        return self
 
 
 class DatasetSection(Section):
@@ -81,6 +91,8 @@ class DatasetSection(Section):
         0.2  # of the training images, where the data has no val split
     )
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3  # of all images, where the data has no test split
+    group_is: Literal["subject", "context"] = "subject"  # subject (an animal, a session): a group stays on one side of
+    # the splits; context (a background, a camera): it may be on all, as in Waterbirds
     image_column: str = "image"  # hf: data
     label_column: str = "label"
     max_megapixels: float = Field(64.0, gt=0.0)  # larger pictures are refused
@@ -310,6 +322,7 @@ class MixingSection(Section):
 
     policy: Literal["replace", "pool", "concat"] = "pool"  # replace: by images made from the same real one
     fraction: Fraction = 0.3  # chance that a training sample is synthetic (replace, pool)
+    weighting: Literal["none", "inverse-count"] = "none"  # inverse-count: target classes by 1 / (real images + 1)
     schedule: Literal["constant", "falling"] = "constant"  # falling: the chance falls evenly to 0 at the last step
 
     @model_validator(mode="after")
@@ -317,6 +330,13 @@ class MixingSection(Section):
         if self.policy == "concat" and self.schedule != "constant":
             raise ValueError("schedule has no effect on policy concat; use pool or replace")
         return self
+
+
+class LdamSection(Section):
+    """LDAM's margins (arXiv 1906.07413), on cosines of features and class vectors."""
+
+    max_margin: float = Field(0.5, gt=0.0, le=2.0)  # of the rarest class
+    scale: float = Field(30.0, gt=0.0)  # of the cosines
 
 
 class LabelSection(Section):
@@ -336,7 +356,12 @@ class TrainSection(Section):
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
-    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix"] = "none"
+    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo"] = "none"  # cmo: patches of rare classes pasted in
+    loss: Literal["ce", "ldam", "balanced-softmax"] = "ce"  # ldam, balanced-softmax: for long-tailed classes
+    ldam: LdamSection = LdamSection()
+    class_weights: Literal["none", "class-balanced"] = "none"  # by the effective number of real images
+    class_balance_beta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    reweight_from: Fraction = 0.0  # share of the steps after which class weights apply; deferred re-weighting: 0.8
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = Field(None, gt=0.0)  # null: 0.005 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
@@ -360,12 +385,39 @@ class TrainSection(Section):
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; give one and set the other to null")
         return self
 
+    @model_validator(mode="after")
+    def _weights_for_something(self) -> TrainSection:
+        if self.reweight_from > 0 and self.class_weights == "none":
+            raise ValueError(
+                f"reweight_from {self.reweight_from} says when class weights begin and class_weights is none; "
+                "set class_weights to class-balanced"
+            )
+        if self.loss == "balanced-softmax" and self.class_weights != "none":
+            raise ValueError(
+                f"loss balanced-softmax and class_weights {self.class_weights} both make up for unequal class counts, "
+                "together twice; use one of them"
+            )
+        return self
+
+    @property
+    def cosine_scale(self) -> float | None:
+        """The scale of a cosine last layer; None where it is the network's own, linear one."""
+        return self.ldam.scale if self.loss == "ldam" else None
+
 
 class EvaluateSection(Section):
     """The comparison at the end of a run."""
 
     arms: list[Literal["real", "real+synthetic", "synthetic"]] = ["real", "real+synthetic"]
     seeds: int = Field(3, ge=1, le=1000)
+    shot_bounds: tuple[int, int] = (20, 100)  # real images of a medium class; fewer: few-shot, more: many-shot
+
+    @model_validator(mode="after")
+    def _bounds(self) -> EvaluateSection:
+        low, high = self.shot_bounds
+        if not 0 < low <= high:
+            raise ValueError(f"shot_bounds must be two rising numbers of images, got {list(self.shot_bounds)}")
+        return self
 
     @model_validator(mode="after")
     def _unique(self) -> EvaluateSection:
@@ -397,6 +449,11 @@ class Recipe(Section):
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
         if method == "none" and synthetic:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
+        if self.train.mix == "cmo" and "synthetic" in synthetic:
+            raise ValueError(
+                "train.mix cmo pastes patches of real images, so the arm synthetic would not be of synthetic images alone; "
+                "take it out of evaluate.arms, or use cutmix"
+            )
         if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
             raise ValueError(
                 f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Split = Literal["train", "val", "test"]
+Split = str  # train, val, test, or test_<word>: an extra test set, reported apart
 SoftLabel = tuple[tuple[int, float], ...]  # ((label, weight), ...): weights >= 0, sum <= 1
 
 ID_CHARS = 24  # 96 bits of blake2b: no collision to expect below 10^12 images
@@ -94,6 +95,15 @@ class SyntheticImage:
     weight: float = 1.0
     reason: str = ""
     original_share: float = 0.0  # of the picture that refine gave back to the source's own pixels
+
+
+def extra_tests(splits: Iterable[Split]) -> list[Split]:
+    """The extra test sets among splits, sorted.
+
+    >>> extra_tests(["train", "test", "test_uncommon_context"])
+    ['test_uncommon_context']
+    """
+    return sorted({split for split in splits if split.startswith("test_")})
 
 
 def soft_label(

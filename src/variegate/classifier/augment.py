@@ -21,6 +21,7 @@ MAX_SHIFT = 0.1  # of the edge
 MAX_BRIGHTNESS, MAX_CONTRAST, MAX_SATURATION = 0.2, 0.2, 0.2
 LUMA = (0.299, 0.587, 0.114)
 MIXUP_ALPHA, CUTMIX_ALPHA = 0.8, 1.0
+CMO_CHANCE = 0.5  # that a batch gets patches, as in the released code
 
 
 @contextmanager
@@ -61,6 +62,20 @@ def make_mix(name: str) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
     chosen = [mixes[part] for part in name.split("+")]
     mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
     return lambda images, targets: tuple(mix(images, targets))
+
+
+def paste_patches(
+    images: torch.Tensor, targets: torch.Tensor, patches: torch.Tensor, patch_targets: torch.Tensor
+) -> Batch:
+    """CutMix with a second batch (CMO, arXiv 2112.00412): image i gets a box of patch i, and the box's share of its label.
+
+    torchvision's CutMix pastes from the batch rolled by one, so the two batches take turns and every other one is kept.
+    """
+    from torchvision.transforms import v2
+
+    both = (torch.stack(pair, dim=1).flatten(0, 1) for pair in ((patches, images), (patch_targets, targets)))
+    mixed, rows = v2.CutMix(alpha=CUTMIX_ALPHA)(*both)
+    return mixed[1::2], rows[1::2]
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
-from variegate.classifier.augment import make_augment, make_mix, own_randomness, to_unit
-from variegate.classifier.mixing import Slots
+from variegate.classifier.augment import CMO_CHANCE, make_augment, make_mix, own_randomness, paste_patches, to_unit
+from variegate.classifier.losses import ClassTable, LossRule, batch_loss, class_table, labels_shown
+from variegate.classifier.mixing import Slots, class_uniform, real_counts
 from variegate.classifier.models import OWN_MODEL, Classifier
 from variegate.recipe import TrainSection
 from variegate.records import seed_from
@@ -64,6 +64,7 @@ class Settings:
     warmup_fraction: float
     evaluations: int
     seed: int  # of the task: augmentation, mixing, dropout
+    loss: LossRule = LossRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +156,17 @@ def rate_of(section: TrainSection) -> float:
 
 def settings_of(section: TrainSection, seed: int) -> Settings:
     """What the loop needs of a recipe's train section."""
-    names = {field.name for field in dataclasses.fields(Settings)} - {"lr", "seed"}
-    return Settings(**{name: getattr(section, name) for name in sorted(names)}, lr=rate_of(section), seed=seed)
+    names = {field.name for field in dataclasses.fields(Settings)} - {"lr", "seed", "loss"}
+    rule = LossRule(
+        name=section.loss,
+        max_margin=section.ldam.max_margin,
+        scale=section.ldam.scale,
+        class_weights=section.class_weights,
+        beta=section.class_balance_beta,
+        reweight_from=section.reweight_from,
+    )
+    own = {name: getattr(section, name) for name in sorted(names)}
+    return Settings(**own, lr=rate_of(section), seed=seed, loss=rule)
 
 
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:
@@ -228,7 +238,10 @@ class _Loop:
     ) -> None:
         self.classifier, self.data, self.slots, self.settings, self.compute = classifier, data, slots, settings, compute
         self.num_steps = len(slots.index)
-        self.augment, self.mix = make_augment(settings.augment), make_mix(settings.mix)
+        self.augment = make_augment(settings.augment)
+        self.mix = make_mix("none" if settings.mix == "cmo" else settings.mix)
+        self.real_labels, self.num_classes = data.real.targets.argmax(axis=1), data.real.targets.shape[1]
+        self.table = self.class_table()
         classifier.net.to(compute.device)
         self.set_mode()
         self.learned = [p for p in classifier.net.parameters() if p.requires_grad]
@@ -248,11 +261,14 @@ class _Loop:
         seed = seed_from(self.settings.seed, "step", step)
         with own_randomness(seed, self.compute.device):
             pixels, targets = self.batch(step)
-            images = self.augment(pixels, torch.Generator().manual_seed(seed))
-            images, targets = self.mix(_scaled(images, self.classifier), targets)
+            generator = torch.Generator().manual_seed(seed)
+            images, targets = self.mix(_scaled(self.augment(pixels, generator), self.classifier), targets)
+            if self.settings.mix == "cmo":
+                images, targets = self.with_patches(images, targets, seed, generator)
             with torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast):
                 logits = self.classifier.net(images)
-            loss = F.cross_entropy(logits.float(), targets)
+            is_reweighting = self.settings.loss.is_reweighting(step, self.num_steps)
+            loss = batch_loss(self.settings.loss, logits.float(), targets, self.table, is_reweighting=is_reweighting)
         share = learning_rate(step, steps=self.num_steps, warmup_fraction=self.settings.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * share
@@ -264,9 +280,31 @@ class _Loop:
             raise ArithmeticError(f"the loss became {value} in step {step + 1}; lower train.lr")
         return value
 
+    def class_table(self) -> ClassTable:
+        """Real images are counted for margins and weights, all labels shown for the prior; see losses.py."""
+        shown = labels_shown(self.slots, self.data.real.targets, self.data.synthetic.targets)
+        table = class_table(self.settings.loss, real_counts(self.real_labels, self.num_classes), shown)
+        return ClassTable(*(getattr(table, field.name).to(self.compute.device) for field in dataclasses.fields(table)))
+
+    def with_patches(
+        self, images: torch.Tensor, targets: torch.Tensor, seed: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CMO: to half of the batches, paste a box of a real image of which every class comes equally often."""
+        rng = np.random.default_rng(seed)
+        if rng.random() >= CMO_CHANCE:
+            return images, targets
+        chances = class_uniform(self.real_labels, self.num_classes)
+        index = rng.choice(len(chances), size=len(images), p=chances)
+        pixels, patch_targets = self.gather(np.zeros(len(index), bool), index)
+        patches = _scaled(self.augment(pixels, generator), self.classifier)
+        return paste_patches(images, targets, patches, patch_targets)
+
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 [B, S, S, 3] and float [B, C] of one step, gathered from both kinds."""
-        is_synthetic, index = self.slots.is_synthetic[step], self.slots.index[step]
+        """uint8 [B, S, S, 3] and float [B, C] of one step."""
+        return self.gather(self.slots.is_synthetic[step], self.slots.index[step])
+
+    def gather(self, is_synthetic: np.ndarray, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 [B, S, S, 3] and float [B, C] of the named images of both kinds."""
         real, synthetic = self.data.real, self.data.synthetic
         pixels = np.empty((len(index), *real.pixels.shape[1:]), np.uint8)
         targets = np.empty((len(index), real.targets.shape[1]), np.float32)

@@ -48,6 +48,32 @@ def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np
     return np.array([places.get(source, -1) if source is not None else -1 for source in sources], np.int64)
 
 
+def inverse_count_weights(weights: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Diff-Mix's rule for long tails (arXiv 2403.19600): draw a target class with 1 / (n + 1), n its real images, then
+    one of its synthetic images.
+
+    `weights` float [M] shape the draw inside a class, `targets` int [M] are the classes drawn, `counts` int [C] real
+    images. Gives float64 [M], its largest 1. A class without a usable image is left out; the released code fails there.
+
+    >>> inverse_count_weights(np.ones(3), np.array([0, 0, 1]), np.array([9, 4, 1])).tolist()
+    [0.25, 0.25, 1.0]
+    """
+    usable = np.bincount(targets, weights=weights, minlength=len(counts))  # [C], mass of each class's images
+    shares = weights / np.maximum(usable[targets], np.finfo(np.float64).tiny) / (counts[targets] + 1.0)
+    return shares / shares.max() if np.any(shares > 0) else shares
+
+
+def real_counts(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+    """Images of each class; int64 [C]."""
+    return np.bincount(np.asarray(labels, np.int64), minlength=num_classes)
+
+
+def class_uniform(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Chances to draw each image so that every class comes equally often: CMO's sampler of patches; float64 [N]."""
+    chances = 1.0 / real_counts(labels, num_classes)[labels]
+    return chances / chances.sum()
+
+
 def num_steps(*, steps: int | None, epochs: int | None, num_real: int, batch: int) -> int:
     """Optimiser steps, the same for every arm: epochs count passes over the real images only.
 

@@ -63,6 +63,21 @@ class ResNetSmall(nn.Module):
         return self.head(maps.mean(dim=(2, 3)))
 
 
+class CosineHead(nn.Linear):
+    """A last layer whose logits are cosines of features and class vectors, times `scale`, as LDAM has it.
+
+    The scale stands here and not in the loss, so that a softmax of these logits is the classifier's probability.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, scale: float) -> None:
+        super().__init__(in_features, num_classes, bias=False)
+        self.scale = scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 a cosine is off by up to 0.004, times 30
+            return self.scale * F.linear(F.normalize(features.float()), F.normalize(self.weight))
+
+
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -104,8 +119,36 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     return problems
 
 
-def build_model(name: str, *, num_classes: int, size_px: int, pretrained: bool | str, seed: int) -> Classifier:
-    """A classifier whose fresh weights depend on `seed` alone; raises ModelError when name or weights do not fit."""
+def check_cosine_head(name: str) -> list[Problem]:
+    """Whether a known model's last layer can become a CosineHead; builds it, without published weights, to see."""
+    if name == OWN_MODEL:
+        return []
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        return _head_problems(name, timm.create_model(name, num_classes=2).get_classifier())
+
+
+def _head_problems(name: str, head: object) -> list[Problem]:
+    if isinstance(head, nn.Linear):
+        return []
+    text = f"{name} ends in {type(head).__name__}, and train.loss ldam needs a linear last layer"
+    return [Problem("train.loss", text, "choose another model, or balanced-softmax")]
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    size_px: int,
+    pretrained: bool | str,
+    seed: int,
+    cosine_scale: float | None = None,
+) -> Classifier:
+    """A classifier whose fresh weights depend on `seed` alone; raises ModelError when name or weights do not fit.
+
+    With `cosine_scale` its last layer becomes a CosineHead.
+    """
     problems = check_model_name(name, pretrained)
     if problems:
         raise ModelError(problems)
@@ -118,7 +161,20 @@ def build_model(name: str, *, num_classes: int, size_px: int, pretrained: bool |
         )
     if isinstance(pretrained, str):
         _load_body(classifier, Path(pretrained))
-    return classifier
+    return classifier if cosine_scale is None else _with_cosine_head(classifier, name, cosine_scale, seed)
+
+
+def _with_cosine_head(classifier: Classifier, name: str, scale: float, seed: int) -> Classifier:
+    old = classifier.head
+    problems = _head_problems(name, old)
+    if problems or not isinstance(old, nn.Linear):
+        raise ModelError(problems)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = CosineHead(old.in_features, old.out_features, scale)
+    place = next(name for name, module in classifier.net.named_modules() if module is old)
+    classifier.net.set_submodule(place, head)
+    return Classifier(classifier.net, head, classifier.mean, classifier.std)
 
 
 def _own(num_classes: int, size_px: int) -> Classifier:
@@ -197,7 +253,12 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:
             Problem(str(path), "is no model written by variegate train", "name a model.safetensors of a run")
         ) from exc
     built = build_model(
-        about["model"], num_classes=len(about["classes"]), size_px=about["size_px"], pretrained=False, seed=0
+        about["model"],
+        num_classes=len(about["classes"]),
+        size_px=about["size_px"],
+        pretrained=False,
+        seed=0,
+        cosine_scale=about.get("cosine_scale"),
     )
     built.net.load_state_dict(load_file(path), strict=True)
     return built.net.eval(), about

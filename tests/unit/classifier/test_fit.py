@@ -10,7 +10,9 @@ import torch
 
 from variegate.classifier import fit as fitting
 from variegate.classifier import labels, mixing
+from variegate.classifier.augment import own_randomness, paste_patches
 from variegate.classifier.fit import FitData, Fitted, LabelledImages, Progress, Settings
+from variegate.classifier.losses import LossRule
 from variegate.classifier.models import Classifier, build_model
 from variegate.stages.train.files import checkpoint_bytes, read_checkpoint
 
@@ -42,12 +44,14 @@ def slots(steps: int = STEPS) -> mixing.Slots:
     return mixing.mix("pool", order, pool, fraction=0.5, num_real=12, rng=np.random.default_rng(1)).shaped(steps, BATCH)
 
 
-def classifier() -> Classifier:
-    return build_model("resnet-small", num_classes=3, size_px=16, pretrained=False, seed=0)
+def classifier(cosine_scale: float | None = None) -> Classifier:
+    options = {"num_classes": 3, "size_px": 16, "pretrained": False, "seed": 0}
+    return build_model("resnet-small", **options, cosine_scale=cosine_scale)
 
 
 def train(data: FitData = DATA, settings: Settings = SETTINGS, steps: int = STEPS, **options: object) -> Fitted:
-    return fitting.fit(classifier(), data, slots(steps), settings, COMPUTE, **options)  # type: ignore[arg-type]
+    net = classifier(settings.loss.scale if settings.loss.name == "ldam" else None)
+    return fitting.fit(net, data, slots(steps), settings, COMPUTE, **options)  # type: ignore[arg-type]
 
 
 def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -82,9 +86,16 @@ def test_the_global_generator_is_neither_used_nor_moved() -> None:
     assert equal(one.last, train().last)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_killed_run_ends_with_the_same_weights(optimizer: str, tmp_path) -> None:
-    settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
+DRW = LossRule("ldam", class_weights="class-balanced", reweight_from=0.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"mix": "cmo", "loss": DRW}, {"loss": LossRule("balanced-softmax")}],
+    ids=["adamw", "sgd", "cmo+ldam-drw", "balanced-softmax"],
+)
+def test_a_killed_run_ends_with_the_same_weights(changes: dict, tmp_path) -> None:
+    settings = dataclasses.replace(SETTINGS, **changes)
     path = tmp_path / "checkpoint.safetensors"
 
     def kill(step: int) -> None:
@@ -168,6 +179,100 @@ def test_linear_probe_moves_the_head_only_and_no_running_statistics() -> None:
 def test_test_images_are_not_visible_to_fit() -> None:
     """Diff-Mix chose its checkpoint on the test set; what fit receives has no place for one."""
     assert [field.name for field in dataclasses.fields(FitData)] == ["real", "synthetic", "val"]
+
+
+# ------------------------------------------------------------------------------------------------ long tails
+
+LONG_TAIL = [0] * 40 + [1] * 8 + [2] * 2
+
+
+def tail_data() -> FitData:
+    """Squares so noisy that images of different classes overlap; 40, 8 and 2 of them to learn from, 90 to test on."""
+
+    def noisy(found: list[int], seed: int) -> LabelledImages:
+        rng = np.random.default_rng(seed)
+        pixels = rng.integers(0, 140, (len(found), 16, 16, 3))
+        pixels[np.arange(len(found)), :, :, found] += rng.integers(0, 40, (len(found), 16, 16))
+        return LabelledImages(pixels.astype(np.uint8), labels.smooth(labels.one_hot(found, 3), 0.1))
+
+    return FitData(noisy(LONG_TAIL, 3), DATA.synthetic, noisy([0, 1, 2] * 30, 4))
+
+
+def tail_slots(steps: int) -> mixing.Slots:
+    order = mixing.real_order(len(LONG_TAIL), steps * BATCH, np.random.default_rng(0))
+    return mixing.real_only(order).shaped(steps, BATCH)
+
+
+def called_rarest(rule: LossRule) -> float:
+    """How often images of all classes are called the rarest one; a third would be fair."""
+    net = classifier(rule.scale if rule.name == "ldam" else None)
+    settings = dataclasses.replace(SETTINGS, mix="none", augment="none", loss=rule)
+    data = tail_data()
+    fitting.fit(net, data, tail_slots(40), settings, COMPUTE)
+    return float(fitting.predict(net, data.val.pixels, COMPUTE)[:, 2].mean())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [LossRule("balanced-softmax"), LossRule(class_weights="class-balanced"), LossRule(class_weights="class-balanced", reweight_from=0.5)],
+    ids=["balanced-softmax", "class-balanced", "drw"],
+)  # fmt: skip
+def test_rare_classes_are_named_more_often(rule: LossRule) -> None:
+    assert called_rarest(rule) > called_rarest(LossRule()) + 0.03
+
+
+def test_each_loss_trains_another_classifier() -> None:
+    rules = [LossRule(name) for name in ("ce", "balanced-softmax", "ldam")]
+    rules += [LossRule(class_weights="class-balanced", reweight_from=share) for share in (0.0, 0.5)]
+    settings = [dataclasses.replace(SETTINGS, loss=rule) for rule in rules]
+    data = dataclasses.replace(DATA, real=LabelledImages(DATA.real.pixels, labels.one_hot([0] * 8 + [1] * 3 + [2], 3)))
+    found = [tuple(train(data, one, steps=4).last["stem.weight"].flatten().tolist()) for one in settings]
+    assert len(set(found)) == len(rules)
+
+
+def test_deferred_weights_leave_the_steps_before_them_alone() -> None:
+    def weights_after(rule: LossRule, steps: int) -> dict[str, torch.Tensor]:
+        kept = {}
+        net = classifier()
+
+        def remember(step: int) -> None:
+            if step == steps:
+                kept.update({key: value.clone() for key, value in net.net.state_dict().items()})
+
+        fitting.fit(
+            net, tail_data(), tail_slots(8), dataclasses.replace(SETTINGS, loss=rule), COMPUTE, on_step=remember
+        )
+        return kept
+
+    drw = LossRule(class_weights="class-balanced", reweight_from=0.5)
+    assert equal(weights_after(drw, 4), weights_after(LossRule(), 4))
+    assert not equal(weights_after(drw, 5), weights_after(LossRule(), 5))
+
+
+def test_a_patch_brings_its_share_of_the_label() -> None:
+    """Rows keep their mass, also soft ones of less than 1, and the share is the area that was pasted."""
+    images, patches = torch.zeros(6, 3, 16, 16), torch.ones(6, 3, 16, 16)
+    targets = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.5, 0.0]] * 3)
+    patch_targets = torch.tensor([[0.0, 0.0, 1.0]] * 6)
+    with own_randomness(4, torch.device("cpu")):
+        mixed, rows = paste_patches(images, targets, patches, patch_targets)
+    area = float(mixed[0, 0].mean())
+    assert 0.0 < area < 1.0
+    assert mixed.mean(dim=(1, 2, 3)).tolist() == pytest.approx([area] * 6)
+    assert torch.allclose(rows, (1 - area) * targets + area * patch_targets, atol=1e-6)
+
+
+def test_cmo_pastes_every_class_equally_often_and_into_half_of_the_batches() -> None:
+    loop = fitting._Loop(classifier(), tail_data(), tail_slots(200), dataclasses.replace(SETTINGS, mix="cmo"), COMPUTE)
+    black, nothing = torch.zeros(BATCH, 3, 16, 16), torch.zeros(BATCH, 3)
+    pasted = []
+    for step in range(200):
+        with own_randomness(step, torch.device("cpu")):
+            _, rows = loop.with_patches(black, nothing, step, torch.Generator().manual_seed(step))
+        if rows.any():
+            pasted += rows.argmax(dim=1).tolist()
+    assert 0.4 < len(pasted) / (200 * BATCH) < 0.6
+    assert np.bincount(pasted) / len(pasted) == pytest.approx([1 / 3] * 3, abs=0.06)
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:

@@ -104,3 +104,28 @@ def test_a_falling_schedule_ends_with_real_images_only() -> None:
     taken = mixing.mix("pool", order, pool, fraction=chance, num_real=20, rng=np.random.default_rng(1)).is_synthetic
     assert 0.65 < taken[:100].mean() < 0.9 and taken[-20:].sum() == 0
     assert 0.35 < taken.mean() < 0.45
+
+
+def test_inverse_counts_draw_rare_classes_first_however_many_images_each_has() -> None:
+    """Diff-Mix: the class with 1 / (n + 1), then one of its images; curate's weights shape the draw inside the class."""
+    targets, weights = np.array([0] * 50 + [1] * 5 + [2]), np.ones(56)
+    weights[50] = 3.0
+    found = mixing.inverse_count_weights(weights, targets, np.array([99, 9, 1]))
+    by_class = np.bincount(targets, found)
+    assert by_class / by_class.sum() == pytest.approx(np.array([0.01, 0.1, 0.5]) / 0.61)
+    assert found[50] / found[51] == pytest.approx(3.0)
+    assert found.max() == 1.0
+
+
+def test_a_class_without_a_synthetic_image_is_passed_over() -> None:
+    """Diff-Mix's weighted draw raises there."""
+    weights, targets = np.array([1.0, 0.5, 0.0]), np.array([0, 0, 2])
+    found = mixing.inverse_count_weights(weights, targets, np.array([9, 4, 1]))
+    assert found.tolist() == pytest.approx([1.0, 0.5, 0.0])
+    pool = mixing.Pool(found, np.full(3, -1))
+    rng = np.random.default_rng(0)
+    slots = mixing.mix("pool", order(), pool, fraction=0.5, num_real=3, rng=rng)
+    assert set(slots.index[slots.is_synthetic].tolist()) == {0, 1}
+    nothing = mixing.inverse_count_weights(np.zeros(2), np.array([0, 1]), np.array([1, 1]))
+    with pytest.raises(ValueError, match="no synthetic image"):
+        mixing.mix("pool", order(), mixing.Pool(nothing, np.full(2, -1)), fraction=0.5, num_real=3, rng=rng)

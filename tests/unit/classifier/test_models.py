@@ -87,3 +87,29 @@ def test_a_broken_weight_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelError, match="cannot be read"):
         build(pretrained=str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["resnet-small", "resnet10t", "vit_tiny_patch16_224"])
+def test_a_cosine_head_gives_scaled_cosines_whatever_the_length_of_features(name: str) -> None:
+    classifier = build_model(name, num_classes=3, size_px=32, pretrained=False, seed=0, cosine_scale=30.0)
+    features = torch.randn(4, classifier.head.in_features, generator=torch.Generator().manual_seed(0))
+    expected = 30 * torch.nn.functional.cosine_similarity(features[:, None], classifier.head.weight[None], dim=2)
+    assert torch.allclose(classifier.head(7 * features), expected, atol=1e-4)
+    logits = classifier.net.eval()(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    assert logits.shape == (2, 3) and logits.abs().max() <= 30.001
+    again = build_model(name, num_classes=3, size_px=32, pretrained=False, seed=0, cosine_scale=30.0)
+    assert torch.equal(again.head.weight, classifier.head.weight)
+
+
+def test_a_body_with_a_linear_head_starts_a_cosine_one(tmp_path: Path) -> None:
+    save_file(build(seed=5).net.state_dict(), tmp_path / "body.safetensors")
+    options = {"num_classes": 3, "size_px": 32, "seed": 0, "cosine_scale": 30.0}
+    found = build_model("resnet-small", pretrained=str(tmp_path / "body.safetensors"), **options)
+    assert torch.equal(found.net.stem.weight, build(seed=5).net.stem.weight)
+    assert set(found.net.state_dict()) - set(build().net.state_dict()) == set()
+    assert "head.bias" not in found.net.state_dict()
+
+
+def test_a_model_without_a_linear_head_is_refused() -> None:
+    with pytest.raises(ModelError, match="ends in Conv2d"):
+        build_model("dpn48b", num_classes=3, size_px=32, pretrained=False, seed=0, cosine_scale=30.0)

@@ -54,6 +54,7 @@ def teach_jury(
             size_px=recipe.dataset.size_px,
             pretrained=section.pretrained,
             seed=seed,
+            cosine_scale=section.cosine_scale,
         )
         order = mixing.real_order(len(pixels), steps * section.batch, np.random.default_rng(seed))
         slots = mixing.real_only(order).shaped(steps, section.batch)

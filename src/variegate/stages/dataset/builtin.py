@@ -17,6 +17,7 @@ from variegate.stages.dataset.meadow import (
     HABITAT_PHRASES,
     MAX_SIZE_PX,
     MIN_SIZE_PX,
+    UNCOMMON_TEST,
     Meadow,
     make_meadow,
     meadow_names,
@@ -49,6 +50,8 @@ def _meadow(dataset: DatasetSection, seed: int) -> Listing:
         )
     names = meadow_names(options.n_species, options.seed)
     counts: dict[Split, int] = {"train": _num_training(dataset), "val": options.n_val, "test": options.n_test}
+    if options.uncommon_test:
+        counts[UNCOMMON_TEST] = options.n_test
     images = []
     for split, count in counts.items():
         part = _Part(options, count, size_px, seed, split)

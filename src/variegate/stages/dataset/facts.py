@@ -10,7 +10,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import ImageCheck, check_images
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
-from variegate.records import ClassInfo, Split, content_id
+from variegate.records import ClassInfo, Split, content_id, extra_tests
 from variegate.stages.dataset.listing import SPLIT_ORDER, FoundImage, Listing, enumerated, shortened
 from variegate.stages.dataset.splits import Duplicate, Item, drop_leaks, fill_splits, groups_across, take_shots
 from variegate.store import class_slug
@@ -42,7 +42,8 @@ class DatasetFacts:
     def counts(self) -> dict[Split, dict[str, int]]:
         """Images per split and class, every class of every split named."""
         found = Counter((image.split, image.label) for image in self.images)
-        return {split: {c.name: found[split, c.label] for c in self.classes} for split in SPLIT_ORDER}
+        splits = (*SPLIT_ORDER, *extra_tests(image.split for image in self.images))
+        return {split: {c.name: found[split, c.label] for c in self.classes} for split in splits}
 
     def num_training(self) -> int:
         return sum(1 for image in self.images if image.split == "train")
@@ -76,6 +77,7 @@ class DatasetFacts:
 def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
     """Decode every image once and fix the splits; raises DataError with everything that is wrong."""
     dataset = recipe.dataset
+    is_apart = listing.groups_split and dataset.group_is == "subject"  # one group stays on one side
     checks = _checks(listing, dataset, reporter)
     broken = {name: check.reason for name, check in checks.items() if check.reason}
     left_out = broken if dataset.skip_unreadable else {}
@@ -87,7 +89,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         val_fraction=dataset.val_fraction,
         test_fraction=dataset.test_fraction,
         seed=recipe.seed,
-        by_group=listing.groups_split,
+        by_group=is_apart,
     )
     problems = [*listing.problems, *_unreadable_problems({} if left_out else broken, dataset)]
     problems += _class_problems(listing, images, items)
@@ -99,7 +101,8 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
     by_name = {image.name: image for image in images}
     facts = tuple(SplitImage(by_name[i.name], labels[i.class_name], i.split or "train", checks[i.name]) for i in used)
     warnings = [*listing.warnings, *_split_warnings(used, classes, dataset), *_duplicate_warnings(duplicates)]
-    warnings += _leak_warnings(used) if listing.groups_split else []
+    warnings += _leak_warnings(used) if is_apart else []
+    warnings += _held_out_warnings(images)
     small = sum(0 < min(image.check.width, image.check.height) < dataset.size_px for image in facts)
     if small:
         warnings.append(f"{small:,} images are smaller than dataset.size_px {dataset.size_px} and are enlarged")
@@ -111,7 +114,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         duplicates=tuple(duplicates),
         unreadable=tuple(sorted(left_out.items())),
         drawn_here=listing.drawn_here,
-        groups_split=listing.groups_split,
+        groups_split=is_apart,
     )
 
 
@@ -181,7 +184,7 @@ def _no_training(class_name: str, images: Sequence[FoundImage]) -> Problem:
     given = Counter(image.split for image in images if image.class_name == class_name)
     if given["train"] or given[None]:
         return Problem(f"class {class_name!r}", "has only training images that are in val or test too (same bytes)")
-    places = " and ".join(str(split) for split in SPLIT_ORDER if given[split])
+    places = " and ".join(split for split in (*SPLIT_ORDER, *extra_tests(filter(None, given))) if given[split])
     return Problem(f"class {class_name!r}", f"has no training image, only images in {places}")
 
 
@@ -201,6 +204,16 @@ def _split_warnings(used: Sequence[Item], classes: Sequence[ClassInfo], dataset:
     return warnings
 
 
+def _held_out_warnings(images: Sequence[FoundImage]) -> list[str]:
+    """Extra test sets without a test set: the one then held out of the training images may not be what was meant."""
+    extra = extra_tests(image.split for image in images if image.split)
+    if not extra or any(image.split == "test" for image in images):
+        return []
+    return [
+        f"there is no test set besides the extra {enumerated(extra)}: a share of the training images is held out as test"
+    ]
+
+
 def _leak_warnings(used: Sequence[Item]) -> list[str]:
     leaking = groups_across(used)
     text = f"groups in more than one split, so test results may be too good: {enumerated(leaking)}"
@@ -217,7 +230,9 @@ def _duplicate_warnings(duplicates: Sequence[Duplicate]) -> list[str]:
             f"{len(across):,} images left out, because test or val has the same image: {enumerated(across)}"
         )
     if inside:
-        warnings.append(f"{len(inside):,} images repeat another one of their split: {enumerated(inside)}")
+        warnings.append(
+            f"{len(inside):,} images repeat another one of their split, or of another test set: {enumerated(inside)}"
+        )
     if against:
         warnings.append(f"{len(against):,} images have two different labels: {enumerated(against)}")
     return warnings

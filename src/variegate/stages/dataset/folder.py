@@ -9,7 +9,7 @@ from pathlib import Path
 
 from variegate.errors import Problem
 from variegate.images import IMAGE_EXTENSIONS
-from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, enumerated, is_text, shortened
+from variegate.stages.dataset.listing import FoundImage, Listing, enumerated, is_text, shortened, split_of, split_words
 
 _LITTER = ("__MACOSX",)  # zip files made on a Mac bring it along; it never holds an image
 _LAYOUT = "make one folder per class, named after it, with its images inside"
@@ -32,14 +32,15 @@ def read_folder(root: Path, shown: str) -> Listing:
     """List class folders of `root`; classes and images are sorted by name.
 
     Folders named train, val or test (and valid, validation, training, testing, train-val) are splits where every
-    top-level folder has such a name; a class called `train` beside `bus` and `tram` stays a class.
+    top-level folder has such a name, and test_<word> beside them is an extra test set. A class called `train` beside
+    `bus` and `tram` stays a class.
     """
     walk = _Walk()
     tops = _class_folders(root, walk)
-    splits = [name for name in tops if name.lower() in SPLIT_WORDS]
+    splits = split_words(tops)
     layered = [name for name in splits if _class_folders(root / name, _Walk())]
     others = [name for name in tops if name not in splits and splits and _holds_images(root, name)]
-    if others and "train" in {SPLIT_WORDS[name.lower()] for name in layered}:
+    if others and "train" in {split_of(name) for name in layered}:
         text = f"has split folders ({enumerated(splits)}) and other folders ({enumerated(others)}) side by side"
         remedy = "put every class folder below train/, val/ or test/, or none of them"
         return Listing(shown, problems=(Problem(shown, text, remedy),))
@@ -75,7 +76,7 @@ def _as_listing(shown: str, walk: _Walk, stray: list[str]) -> Listing:
 
 def _add_classes(root: Path, top: str, class_names: Sequence[str], walk: _Walk) -> None:
     """Collect the images of class folders below `top`: a split folder, or "" for the root."""
-    prefix, split = (f"{top}/", SPLIT_WORDS[top.lower()]) if top else ("", None)
+    prefix, split = (f"{top}/", split_of(top)) if top else ("", None)
     above = _above(root / top)
     for class_name in class_names:
         before = len(walk.images)

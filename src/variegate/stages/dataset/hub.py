@@ -12,7 +12,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import read_content
 from variegate.recipe import DatasetSection
 from variegate.records import Split
-from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, enumerated
+from variegate.stages.dataset.listing import FoundImage, Listing, did_you_mean, enumerated, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,12 +28,12 @@ LABEL_DTYPES = (
 def read_hub(name: str, dataset: DatasetSection) -> Listing:
     """List a Hugging Face data set: `image_column` holds the images, `label_column` class names, numbers or texts.
 
-    Its train, validation and test splits keep their meaning, others are left out and named. Raises DataError where
-    it cannot be loaded or has other columns.
+    Its train, validation, test and test_<word> splits keep their meaning, others are left out and named. Raises
+    DataError where it cannot be loaded or has other columns.
     """
     shown = f"hf:{name}"
     parts = _load(name, shown)
-    unused = [split for split in parts if split.lower() not in SPLIT_WORDS]
+    unused = [split for split in parts if split_of(split) is None]
     if len(parts) == 1 and unused:  # a data set that is not split at all may call its one part anything
         parts, unused = {"train": next(iter(parts.values()))}, []
     warnings = [f"splits that are not train, validation or test are not used: {enumerated(unused)}"] if unused else []
@@ -42,7 +42,7 @@ def read_hub(name: str, dataset: DatasetSection) -> Listing:
     for split_name in sorted(set(parts) - set(unused)):
         part = parts[split_name]
         _check_columns(part, dataset, shown)
-        split = None if len(parts) == 1 else SPLIT_WORDS[split_name.lower()]
+        split = None if len(parts) == 1 else split_of(split_name)
         found = _images(part, dataset, split_name, split)
         if len(found) < len(part):
             warnings.append(f"{len(part) - len(found):,} images of {split_name} have no label and are not used")

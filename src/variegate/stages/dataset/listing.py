@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,26 @@ SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }  # type: ignore[assignment]
+EXTRA_TEST = re.compile(r"test_[a-z0-9_]{1,60}")
 SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
+
+
+def split_of(word: str) -> Split | None:
+    """The split that a folder, a table or a hub calls so; None for any other word.
+
+    >>> split_of("Validation"), split_of("test-uncommon"), split_of("oak")
+    ('val', 'test_uncommon', None)
+    """
+    plain = word.lower().replace("-", "_")
+    extra = plain if EXTRA_TEST.fullmatch(plain) else None
+    return SPLIT_WORDS.get(word.lower(), extra)
+
+
+def split_words(names: Iterable[str]) -> list[str]:
+    """Which of these name splits: extra test sets only beside train, val or test, so a class may be called test_tube."""
+    names = list(names)
+    has_plain = any(name.lower() in SPLIT_WORDS for name in names)
+    return [name for name in names if has_plain and split_of(name)]
 
 
 @dataclass(frozen=True, slots=True)

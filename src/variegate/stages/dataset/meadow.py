@@ -39,7 +39,8 @@ HABITAT_PHRASES = {
     "water": "over water",
 }
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 256
-SPLITS = ("train", "val", "test")
+UNCOMMON_TEST = "test_uncommon_context"  # DIAGen's name for test images in surroundings that training does not show
+SPLITS = ("train", "val", "test", UNCOMMON_TEST)  # the place seeds the images: append only
 
 # How alike the species of a genus are: what makes five images a species hard to learn from (docs/log.md).
 _GENUS_SIZE = 5  # species per genus
@@ -125,7 +126,8 @@ def make_meadow(
 
     `seed` fixes the species and the val and test images, `draw` which train images are seen. The first k images of
     a species are the same for every `n_per_species` >= k, and the first k species for every `n_species` >= k.
-    `habitat_bias` is the probability that a train image shows its species' own habitat; val and test are never biased.
+    `habitat_bias` is the probability that a train image shows its species' own habitat; val and test are never biased,
+    and test_uncommon_context shows every habitat but the species' own.
     `imbalance` r gives species k `n_per_species * r**(-k / (n_species - 1))` images, at least one.
     Raises ValueError naming every argument out of range.
 
@@ -136,12 +138,16 @@ def make_meadow(
     _check(locals())
     species, names = meadow_species(n_species, seed), meadow_names(n_species, seed)
     own_habitats = _own_habitats(n_species, seed)
+    others = [[habitat for habitat in HABITATS if habitat != own] for own in own_habitats]
     bias = habitat_bias if split == "train" else 0.0
     images, labels, habitats = [], [], []
     for label, count in enumerate(_counts(n_species, n_per_species, imbalance)):
         for index in range(count):
             rng = _image_rng(seed, draw, split, label, index)
-            habitat = _pick_habitat(rng, own_habitats[label], bias)
+            if split == UNCOMMON_TEST:
+                habitat = _pick(rng, others[label])
+            else:
+                habitat = _pick_habitat(rng, own_habitats[label], bias)
             images.append(draw_butterfly(species[label], sample_pose(rng, habitat), rng, size_px))
             labels.append(label)
             habitats.append(habitat)

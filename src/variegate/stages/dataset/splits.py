@@ -13,7 +13,10 @@ import numpy as np
 
 from variegate.records import Split, seed_from
 
-_PRIORITY: tuple[Split, ...] = ("test", "val", "train")  # whose copy of an image stays
+
+def _rank(split: Split | None) -> int:
+    """Whose copy of an image stays: those of test sets, then of val; one image may be in several test sets."""
+    return {"train": 2, "val": 1}.get(split or "train", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Duplicate:
 
 
 def drop_leaks(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate]]:
-    """Take an image out of train if val or test has it, and out of val if test has it; report every copy."""
+    """Take an image out of train if val or a test set has it, out of val if a test set has it; report every copy."""
     by_hash: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item.sha256:
@@ -46,8 +49,8 @@ def drop_leaks(items: Sequence[Item]) -> tuple[list[Item], list[Duplicate]]:
     for copies in by_hash.values():
         if len(copies) < 2:
             continue
-        first = min(_PRIORITY.index(item.split or "train") for item in copies)
-        out = {item.name for item in copies if _PRIORITY.index(item.split or "train") > first}
+        first = min(_rank(item.split) for item in copies)
+        out = {item.name for item in copies if _rank(item.split) > first}
         dropped |= out
         names = sorted(item.name for item in copies)
         classes = tuple(sorted({item.class_name for item in copies}))
@@ -70,7 +73,7 @@ def fill_splits(
     items = [replace(item, split=item.split or "train") for item in items]
     present = {item.split for item in items}
     if "test" not in present:
-        base = Counter(item.class_name for item in items)
+        base = Counter(item.class_name for item in items if item.split in ("train", "val"))
         items = _hold_out(items, "test", test_fraction, base=base, seed=seed, by_group=by_group)
     if "val" not in present:
         base = Counter(item.class_name for item in items if item.split == "train")

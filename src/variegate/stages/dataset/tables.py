@@ -15,7 +15,16 @@ from typing import Any
 
 from variegate.errors import Problem
 from variegate.records import Split
-from variegate.stages.dataset.listing import SPLIT_WORDS, FoundImage, Listing, did_you_mean, is_text, shortened
+from variegate.stages.dataset.listing import (
+    SPLIT_WORDS,
+    FoundImage,
+    Listing,
+    did_you_mean,
+    is_text,
+    shortened,
+    split_of,
+    split_words,
+)
 
 REQUIRED = ("file_name", "label")
 OPTIONAL = ("split", "group", "caption", "mask")
@@ -67,9 +76,8 @@ def read_table(path: Path, shown: str, *, split: Split | None = None, prefix: st
 def find_metadata(root: Path) -> list[tuple[Path, Split | None, str]]:
     """Labelled metadata tables of an HF imagefolder: (table, split, name prefix); none where folders label."""
     places: list[tuple[Path, Split | None, str]] = [(root, None, "")]
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and entry.name.lower() in SPLIT_WORDS:
-            places.append((entry, SPLIT_WORDS[entry.name.lower()], f"{entry.name}/"))
+    folders = {entry.name: entry for entry in sorted(root.iterdir()) if entry.is_dir()}
+    places += [(folders[name], split_of(name), f"{name}/") for name in split_words(folders)]
     tables = []
     for folder, split, prefix in places:
         for name in METADATA_NAMES:
@@ -99,9 +107,9 @@ def _image(where: str, values: Mapping[str, Any], base: Path, split: Split | Non
         return Problem(where, f"{file_name!r}, {label!r} is not valid text")
     if "split" in values:
         word = _text(values["split"])
-        split = SPLIT_WORDS.get(word.lower())
+        split = split_of(word)
         if split is None:
-            hint = did_you_mean(word.lower(), list(SPLIT_WORDS), "write train, val or test")
+            hint = did_you_mean(word.lower(), list(SPLIT_WORDS), "write train, val, test or test_WORD")
             return Problem(where, f"split is {word!r} ({hint})")
     mask = _text(values.get("mask"))
     for name in (file_name, mask):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from variegate.records import ClassInfo, RealImage, SyntheticImage
+from variegate.records import ClassInfo, RealImage, SyntheticImage, extra_tests
 from variegate.stages.evaluate import metrics
 from variegate.stages.evaluate.compare import Interval, in_words, two_way_interval, verdict
 
@@ -41,51 +41,159 @@ class ArmOutcome:
         return np.stack([metrics.is_correct(seed.test[weights], labels) for seed in self.seeds]).astype(np.float64)
 
 
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """One test set and what every arm said of it."""
+
+    split: str
+    images: Sequence[RealImage]
+    arms: Sequence[ArmOutcome]
+    shots: Mapping[str, Sequence[int]] | None  # labels of many-, medium- and few-shot classes; metrics.shot_classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]."""
+        return np.array([image.label for image in self.images], np.int64)
+
+    @property
+    def groups(self) -> list[str | None]:
+        return [image.group for image in self.images]
+
+
 def baseline_of(arms: Sequence[str]) -> str:
     """What the others are compared with: real where it is there."""
     return "real" if "real" in arms else arms[0]
 
 
-def summarise_arm(outcome: ArmOutcome, labels: np.ndarray, groups: Sequence[str | None]) -> dict[str, Any]:
+def summarise_arm(outcome: ArmOutcome, test: TestSet) -> dict[str, Any]:
     """One entry of `arms`."""
+    labels = test.labels
     entry: dict[str, Any] = {"arm": outcome.arm, "seeds": [_seed_entry(seed, labels) for seed in outcome.seeds]}
     for weights in WEIGHTS:
-        interval = two_way_interval(outcome.correct(weights, labels))
-        low, high = max(interval.low, 0.0), min(interval.high, 1.0)
-        entry[weights] = {"accuracy": interval.mean, "low": low, "high": high}
-    found = [seed.test["selected"] for seed in outcome.seeds]
+        entry[weights] = _accuracy(outcome.correct(weights, labels))
+    found, correct = [seed.test["selected"] for seed in outcome.seeds], outcome.correct("selected", labels)
     confusion = np.sum([metrics.confusion_matrix(one, labels) for one in found], axis=0)
-    by_group = metrics.group_accuracy(outcome.correct("selected", labels), groups)
+    by_group = metrics.group_accuracy(correct, test.groups)
     return entry | {
         "per_class": metrics.per_class_accuracy(confusion),
         "macro": metrics.macro_accuracy(confusion),
         "confusion": confusion.tolist(),
         "ece": float(np.mean([metrics.expected_calibration_error(one, labels) for one in found])),
+        "shots": {kind: _accuracy(values) for kind, values in _by_shots(correct, test).items()} or None,
         "groups": by_group,
         "worst_group": min(by_group.values()) if by_group else None,
+        **_cell_entries(correct, test),
     }
 
 
-def compare_arms(outcome: ArmOutcome, baseline: ArmOutcome, labels: np.ndarray) -> dict[str, Any]:
+def _cell_entries(correct: np.ndarray, test: TestSet) -> dict[str, Any]:
+    """Accuracy of every (class, group), and the worst of those with enough images."""
+    accuracies = metrics.cell_accuracy(correct, test.labels, test.groups)
+    sizes = metrics.cell_sizes(test.labels, test.groups)
+    large = [
+        {"label": label, "group": group, "images": size, "accuracy": accuracy}
+        for ((label, group), size), accuracy in zip(sizes.items(), accuracies, strict=True)
+        if size >= metrics.MIN_GROUP_IMAGES
+    ]
+    worst = min(large, key=lambda cell: cell["accuracy"]) if len(large) > 1 else None
+    return {"cells": accuracies or None, "worst_cell": worst}
+
+
+def compare_arms(outcome: ArmOutcome, baseline: ArmOutcome, test: TestSet) -> dict[str, Any]:
     """One entry of `comparisons`: differences on the same seeds and the same test images."""
-    intervals = {w: two_way_interval(outcome.correct(w, labels) - baseline.correct(w, labels)) for w in WEIGHTS}
+    labels = test.labels
+    gaps = {w: outcome.correct(w, labels) - baseline.correct(w, labels) for w in WEIGHTS}
+    intervals = {w: two_way_interval(values) for w, values in gaps.items()}
     entry: dict[str, Any] = {"arm": outcome.arm, "baseline": baseline.arm}
-    for weights, interval in intervals.items():
-        entry[weights] = {"difference": interval.mean, "low": interval.low, "high": interval.high}
-    gaps = (outcome.correct("selected", labels) - baseline.correct("selected", labels)).mean(axis=0)
+    for weights in WEIGHTS:
+        entry[weights] = _difference(gaps[weights])
     num_classes = outcome.seeds[0].test["selected"].shape[1]
     members = [labels == label for label in range(num_classes)]
+    per_image = gaps["selected"].mean(axis=0)
+    large = metrics.group_accuracy(gaps["selected"], test.groups) or {}
+    named = np.array([group or "" for group in test.groups])
     return entry | {
         "detectable": intervals["selected"].detectable,
-        "per_class": [float(gaps[chosen].mean()) if chosen.any() else None for chosen in members],
+        "per_class": [float(per_image[chosen].mean()) if chosen.any() else None for chosen in members],
+        "shots": {kind: _difference(values) for kind, values in _by_shots(gaps["selected"], test).items()} or None,
+        "groups": {name: _difference(gaps["selected"][:, named == name]) for name in large} or None,
         "verdict": verdict(intervals["selected"]),
     }
 
 
+def _by_shots(values: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
+    """`values` [seeds, N] cut into many, medium and few [seeds, n]; the mean of each counts every class the same."""
+    found = {}
+    for kind, members in (test.shots or {}).items():
+        shares = metrics.class_shares(test.labels, members)
+        if np.count_nonzero(shares) > 1:
+            found[kind] = (values * shares)[:, shares > 0]
+    return found
+
+
+def _accuracy(correct: np.ndarray) -> dict[str, float]:
+    """Mean and interval of values [seeds, N] inside [0, 1]."""
+    interval = two_way_interval(correct)
+    return {"accuracy": interval.mean, "low": max(interval.low, 0.0), "high": min(interval.high, 1.0)}
+
+
+def _difference(gaps: np.ndarray) -> dict[str, float]:
+    interval = two_way_interval(gaps)
+    return {"difference": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def shot_facts(test: TestSet, counts: Sequence[int], bounds: tuple[int, int]) -> dict[str, Any] | None:
+    """How many classes and real training images are many-, medium- and few-shot; None where there is no long tail."""
+    if test.shots is None:
+        return None
+    groups = {
+        kind: {"classes": len(members), "training_images": sum(counts[label] for label in members)}
+        for kind, members in test.shots.items()
+    }
+    return {"bounds": list(bounds), **groups}
+
+
+def group_facts(test: TestSet) -> dict[str, Any] | None:
+    """Test images of each group and of each (class, group) cell; those too small to be called worst are among them."""
+    sizes = metrics.group_sizes(test.groups)
+    if not sizes:
+        return None
+    cells = metrics.cell_sizes(test.labels, test.groups)
+    return {
+        "least_images": metrics.MIN_GROUP_IMAGES,  # a smaller group or cell is reported, but never as the worst
+        "images": sizes,
+        "cells": [{"label": label, "group": group, "images": size} for (label, group), size in cells.items()],
+    }
+
+
+def summarise_test(test: TestSet) -> dict[str, Any]:
+    """`arms` and `comparisons` of one test set."""
+    base = baseline_of([outcome.arm for outcome in test.arms])
+    baseline = next(outcome for outcome in test.arms if outcome.arm == base)
+    return {
+        "arms": [summarise_arm(outcome, test) for outcome in test.arms],
+        "comparisons": [compare_arms(outcome, baseline, test) for outcome in test.arms if outcome.arm != base],
+    }
+
+
+def summarise_extra(test: TestSet) -> dict[str, Any]:
+    """One entry of `extra_tests`: everything the test set proper has, under its own name."""
+    found = summarise_test(test)
+    return {
+        "split": test.split,
+        "title": test.split.removeprefix("test_").replace("_", " "),
+        "images": len(test.images),
+        **found,
+        "groups": group_facts(test),
+        "verdict": answer(found["arms"], found["comparisons"]),
+    }
+
+
 def counts_by_split(images: Sequence[RealImage], num_classes: int) -> dict[str, list[int]]:
-    """Real images of each class in train, val and test."""
+    """Real images of each class in train, val, test and extra test sets."""
     found = Counter((image.split, image.label) for image in images)
-    return {split: [found[split, label] for label in range(num_classes)] for split in ("train", "val", "test")}
+    splits = ("train", "val", "test", *extra_tests(image.split for image in images))
+    return {split: [found[split, label] for label in range(num_classes)] for split in splits}
 
 
 def synthetic_facts(images: Sequence[SyntheticImage], num_classes: int) -> dict[str, Any]:
@@ -107,29 +215,27 @@ def assemble(
     classes: Sequence[ClassInfo],
     real: Sequence[RealImage],
     synthetic: Sequence[SyntheticImage],
-    arms: Sequence[ArmOutcome],
-    test: Sequence[RealImage],
+    test: TestSet,
+    extra: Sequence[TestSet],
+    bounds: tuple[int, int],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """The whole of results.json."""
-    labels = np.array([image.label for image in test], np.int64)
-    groups = [image.group for image in test]
-    base = baseline_of([outcome.arm for outcome in arms])
-    baseline = next(outcome for outcome in arms if outcome.arm == base)
-    entries = [summarise_arm(outcome, labels, groups) for outcome in arms]
-    comparisons = [compare_arms(outcome, baseline, labels) for outcome in arms if outcome.arm != base]
+    counts, found = counts_by_split(real, len(classes)), summarise_test(test)
     return rounded(
         {
             "schema": SCHEMA,
             "variegate": version,
             "data": data,
             "classes": [info.name for info in classes],
-            "counts": counts_by_split(real, len(classes)),
+            "counts": counts,
             "synthetic": synthetic_facts(synthetic, len(classes)),
-            "arms": entries,
-            "comparisons": comparisons,
+            **found,
+            "shots": shot_facts(test, counts["train"], bounds),
+            "groups": group_facts(test),
+            "extra_tests": [summarise_extra(one) for one in extra],
             "warnings": list(warnings),
-            "verdict": answer(entries, comparisons),
+            "verdict": answer(found["arms"], found["comparisons"]),
         }
     )
 

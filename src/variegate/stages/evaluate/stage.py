@@ -1,4 +1,4 @@
-"""Read what every classifier predicted for the test images and write results.json: accuracies, differences, verdict."""
+"""Read what every classifier predicted for the test images; write accuracies and differences, results.json and .csv."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from variegate import __version__
 from variegate.errors import DataError, Problem
 from variegate.pipeline import STAGES, Context
 from variegate.recipe import Recipe
-from variegate.records import RealImage
+from variegate.records import RealImage, extra_tests
 from variegate.stages.evaluate import metrics, results
-from variegate.stages.evaluate.results import ArmOutcome, SeedOutcome
+from variegate.stages.evaluate.results import ArmOutcome, SeedOutcome, TestSet
+from variegate.stages.evaluate.table import csv_text
 from variegate.store import RunFolder
 
 NAME = "evaluate"
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "results.csv"
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
@@ -29,31 +30,45 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write results.json; returns the counted line, the verdict and warnings."""
+    """Write results.json and results.csv; returns the counted line, the verdict and warnings."""
     recipe, folder = context.recipe, context.folder
-    test = folder.real_images("test")
-    if len(test) < 2:
-        raise DataError(Problem(NAME, f"there are {len(test)} test images; an interval needs at least 2"))
-    arms = [
-        ArmOutcome(arm, tuple(_read_seed(folder, arm, seed, test) for seed in range(recipe.evaluate.seeds)))
-        for arm in recipe.evaluate.arms
-    ]
+    real, classes = folder.real_images(), folder.classes()
+    counts = results.counts_by_split(real, len(classes))["train"]
+    shots = metrics.shot_classes(counts, recipe.evaluate.shot_bounds)
+    splits = ["test", *extra_tests(image.split for image in real)]
+    test, *extra = (_read_test(folder, recipe, split, shots) for split in splits)
     found = results.assemble(
         version=__version__,
         data=recipe.dataset.path,
-        classes=folder.classes(),
-        real=folder.real_images(),
+        classes=classes,
+        real=real,
         synthetic=folder.synthetic_images(kept_only=False),
-        arms=arms,
         test=test,
+        extra=extra,
+        bounds=recipe.evaluate.shot_bounds,
         warnings=_warnings(recipe, folder),
     )
     folder.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    folder.put_artefact(NAME, RESULTS, RESULTS)
+    folder.write(TABLE, csv_text(found))
+    for name in (RESULTS, TABLE):
+        folder.put_artefact(NAME, name, name)
     return {"line": results.line(found), "verdict": found["verdict"], "warnings": found["warnings"]}
 
 
-def _read_seed(folder: RunFolder, arm: str, seed: int, test: list[RealImage]) -> SeedOutcome:
+def _read_test(folder: RunFolder, recipe: Recipe, split: str, shots: dict[str, list[int]] | None) -> TestSet:
+    """One test set with every arm's predictions; raises DataError where it is too small to say anything."""
+    images = folder.real_images(split)
+    if len(images) < 2:
+        text = f"there are {len(images)} {split} images; an interval needs at least 2"
+        raise DataError(Problem(NAME, text, "add some" if split == "test" else f"add some, or take {split} out"))
+    arms = [
+        ArmOutcome(arm, tuple(_read_seed(folder, arm, seed, split, images) for seed in range(recipe.evaluate.seeds)))
+        for arm in recipe.evaluate.arms
+    ]
+    return TestSet(split, images, arms, shots)
+
+
+def _read_seed(folder: RunFolder, arm: str, seed: int, split: str, test: list[RealImage]) -> SeedOutcome:
     home = folder.path(f"train/{arm.replace('+', '-')}/seed-{seed}")
     closing = json.loads((home / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     table = pq.read_table(home / "predictions.parquet")
@@ -62,9 +77,9 @@ def _read_seed(folder: RunFolder, arm: str, seed: int, test: list[RealImage]) ->
     for weights in results.WEIGHTS:
         _, labels, found = _rows(table, "val", weights)
         val_accuracy[weights] = float(np.mean(metrics.is_correct(found, labels))) if len(labels) else None
-        ids, labels, found = _rows(table, "test", weights)
+        ids, labels, found = _rows(table, split, weights)
         if ids != [image.id for image in test]:
-            what = f"holds {len(ids)} test images and the run has {len(test)}, or others"
+            what = f"holds {len(ids)} {split} images and the run has {len(test)}, or others"
             raise DataError(Problem(str(home / "predictions.parquet"), what, "run train again"))
         probabilities[weights] = found
     return SeedOutcome(seed, closing["steps"], closing["selected_step"], val_accuracy, probabilities)

@@ -47,8 +47,41 @@ class Arm:
     per_class: tuple[float | None, ...]
     confusion: tuple[tuple[float, ...], ...]  # [true class][predicted class], counts or shares
     ece: float | None
-    groups: tuple[tuple[str, float | None], ...]
-    worst_group: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One part of the test images, or one extra test set, by arm and by comparison in the summary's order."""
+
+    name: str
+    images: int | None  # test images
+    accuracies: tuple[Interval, ...]
+    differences: tuple[Interval, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The worst (class, group) of an arm."""
+
+    arm: str
+    class_name: str
+    group: str
+    images: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Accuracy by group of test images and the worst cells; `small_*` have too few images to be called worst."""
+
+    slices: tuple[Slice, ...]
+    worst: tuple[float | None, ...]  # by arm, over slices
+    worst_cells: tuple[Cell, ...]
+    least_images: int
+    num_cells: int
+    small_groups: tuple[tuple[str, int], ...]  # (group, images)
+    small_cells: tuple[tuple[str, str, int], ...]  # (class, group, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +232,9 @@ class Summary:
     unreadable: tuple[tuple[str, str], ...]  # (file, reason) of images left out
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
+    shots: tuple[Slice, ...]  # many-, medium- and few-shot classes; empty without a long tail
+    groups: Groups | None
+    extra_tests: tuple[Slice, ...]
     confused: tuple[tuple[str, tuple[Confused, ...]], ...]  # (arm, its most frequent mistakes)
     curves: tuple[Curve, ...]
     adapting: Adapting | None

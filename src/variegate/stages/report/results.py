@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from variegate.stages.report.contents import (
     Arm,
+    Cell,
     Checkpoint,
     ClassChange,
     Comparison,
     Confused,
     Curve,
+    Groups,
     Interval,
     Points,
     SeedResult,
+    Slice,
 )
 
 NUM_CONFUSED = 8
@@ -43,6 +47,71 @@ def comparisons(results: Mapping[str, Any]) -> tuple[Comparison, ...]:
     names = results.get("classes", ())
     per_class = {entry["arm"]: entry.get("per_class") or () for entry in results.get("arms", ())}
     return tuple(_comparison(entry, names, per_class) for entry in results.get("comparisons", ()))
+
+
+def shots(results: Mapping[str, Any]) -> tuple[Slice, ...]:
+    """Many-, medium- and few-shot classes; empty where the training set has no long tail."""
+    facts = results.get("shots")
+    if not facts:
+        return ()
+    low, high = facts["bounds"]
+    ranges = {"many": f"more than {high:,}", "medium": f"{low:,} to {high:,}", "few": f"fewer than {low:,}"}
+    found = []
+    for kind, words in ranges.items():
+        if kind in facts:
+            size = facts[kind]["classes"]
+            note = f"{size:,} class{'es' * (size != 1)} of {words} training images"
+            found.append(
+                _slice(results, kind, None, lambda entry, kind=kind: (entry.get("shots") or {}).get(kind), note)
+            )
+    return tuple(found)
+
+
+def extra_tests(results: Mapping[str, Any]) -> tuple[Slice, ...]:
+    """Extra test sets, each as a whole."""
+    return tuple(
+        _slice(one, f"test: {one['title']}", one["images"], lambda entry: entry["selected"])
+        for one in results.get("extra_tests") or ()
+    )
+
+
+def groups(results: Mapping[str, Any]) -> Groups | None:
+    """Groups of test images; None where the data has none."""
+    facts, entries, names = results.get("groups"), results.get("arms", ()), results.get("classes", ())
+    if not facts:
+        return None
+    sizes, least = facts["images"], facts["least_images"]
+    large = [name for name, size in sizes.items() if size >= least]
+    large = large if len(large) > 1 else []  # one group is no comparison, and evaluate gives none
+
+    def found(name: str, entry: Mapping[str, Any]) -> Any:
+        value = (entry.get("groups") or {}).get(name)
+        return value if isinstance(value, Mapping) else {"accuracy": value}
+
+    worst = [(entry["arm"], entry["worst_cell"]) for entry in entries if entry.get("worst_cell")]
+    return Groups(
+        slices=tuple(_slice(results, name, sizes[name], partial(found, name)) for name in large),
+        worst=tuple(number(entry.get("worst_group")) for entry in entries),
+        worst_cells=tuple(
+            Cell(arm, names[cell["label"]], cell["group"], cell["images"], number(cell["accuracy"]))
+            for arm, cell in worst
+        ),
+        least_images=least,
+        num_cells=len(facts["cells"]),
+        small_groups=tuple((name, size) for name, size in sizes.items() if size < least),
+        small_cells=tuple(
+            (names[cell["label"]], cell["group"], cell["images"]) for cell in facts["cells"] if cell["images"] < least
+        ),
+    )
+
+
+def _slice(
+    results: Mapping[str, Any], name: str, images: int | None, find: Callable[[Mapping[str, Any]], Any], note: str = ""
+) -> Slice:
+    """`find` picks the slice's numbers out of an entry of `arms` or `comparisons`."""
+    accuracies = (_interval(find(entry) or {}, "accuracy") for entry in results.get("arms", ()))
+    differences = (_interval(find(entry) or {}, "difference") for entry in results.get("comparisons", ()))
+    return Slice(name, images, tuple(accuracies), tuple(differences), note)
 
 
 def confused(arm: Arm, names: Sequence[str]) -> tuple[Confused, ...]:
@@ -102,7 +171,6 @@ def mean_curve(curves: Sequence[Points]) -> Points:
 
 
 def _arm(position: int, entry: Mapping[str, Any], seconds: Mapping[tuple[str, int], float | None]) -> Arm:
-    groups = entry.get("groups") or {}
     seeds = (_seed(seed, seconds.get((entry["arm"], seed["seed"]))) for seed in entry.get("seeds", ()))
     return Arm(
         position=position,
@@ -113,8 +181,6 @@ def _arm(position: int, entry: Mapping[str, Any], seconds: Mapping[tuple[str, in
         per_class=tuple(number(value) for value in entry.get("per_class") or ()),
         confusion=tuple(tuple(float(value) for value in row) for row in entry.get("confusion") or ()),
         ece=number(entry.get("ece")),
-        groups=tuple((name, number(value)) for name, value in sorted(groups.items())),
-        worst_group=number(entry.get("worst_group")),
     )
 
 

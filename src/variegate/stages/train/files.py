@@ -20,7 +20,7 @@ from variegate.classifier.fit import Progress, State
 PREDICTIONS = pa.schema(
     [
         ("id", pa.string()),
-        ("split", pa.string()),  # val | test
+        ("split", pa.string()),  # val | test | test_<word>
         ("weights", pa.string()),  # selected | last
         ("label", pa.int32()),
         ("probabilities", pa.list_(pa.float32())),

@@ -30,13 +30,13 @@ from variegate.classifier.fit import (
     rate_of,
     settings_of,
 )
-from variegate.classifier.models import Classifier, build_model, check_model_name
+from variegate.classifier.models import Classifier, build_model, check_cosine_head, check_model_name
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
-from variegate.records import RealImage, SyntheticImage, content_id, seed_from
+from variegate.records import RealImage, SyntheticImage, content_id, extra_tests, seed_from
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
@@ -74,10 +74,10 @@ class Workshop:
     recipe: Recipe
     class_names: tuple[str, ...]
     train: list[RealImage]
-    held_out: dict[str, list[RealImage]]  # val and test
+    held_out: dict[str, list[RealImage]]  # val, test and extra test sets
     synthetic: list[SyntheticImage]
     data: FitData
-    test_pixels: np.ndarray
+    pixels: dict[str, np.ndarray]  # of held_out
     compute: Compute
     steps: int
     weights_sha256: str  # of train.pretrained's file
@@ -96,8 +96,10 @@ def found(context: Context) -> str:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ModelError with everything wrong with the classifier's name and weights; builds and downloads nothing."""
+    """Raise ModelError with everything wrong with the classifier's name, weights and last layer; downloads nothing."""
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
+    if not problems and recipe.train.cosine_scale is not None:
+        problems = check_cosine_head(recipe.train.model)
     if problems:
         raise ModelError(problems)
 
@@ -125,12 +127,15 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
-    train, val, test = (folder.real_images(split) for split in ("train", "val", "test"))
+    train = folder.real_images("train")
+    extra = extra_tests(image.split for image in folder.real_images())
+    held_out = {split: folder.real_images(split) for split in ("val", "test", *extra)}
     uses_synthetic = _uses_synthetic(recipe)
     synthetic = folder.synthetic_images() if uses_synthetic else []
-    problems = _problems(recipe, train, test, synthetic if uses_synthetic else None)
+    problems = _problems(recipe, train, held_out["test"], synthetic if uses_synthetic else None)
     if problems:
         raise DataError(problems)
+    pixels = {split: _real_pixels(recipe, folder, images) for split, images in held_out.items()}
     names = tuple(info.name for info in folder.classes())
     options = recipe.train.label
     soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
@@ -138,9 +143,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     data = FitData(
         real=LabelledImages(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
         synthetic=LabelledImages(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
-        val=LabelledImages(
-            _real_pixels(recipe, folder, val), labels.one_hot([image.label for image in val], len(names))
-        ),
+        val=LabelledImages(pixels["val"], labels.one_hot([image.label for image in held_out["val"]], len(names))),
     )
     section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
@@ -148,10 +151,10 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         recipe=recipe,
         class_names=names,
         train=train,
-        held_out={"val": val, "test": test},
+        held_out=held_out,
         synthetic=synthetic,
         data=data,
-        test_pixels=_real_pixels(recipe, folder, test),
+        pixels=pixels,
         compute=choose_compute(recipe.backend.device),
         steps=steps,
         weights_sha256=_weights_sha256(section),
@@ -246,6 +249,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         size_px=workshop.recipe.dataset.size_px,
         pretrained=section.pretrained,
         seed=seed_from(workshop.recipe.seed, "weights", task.seed),
+        cosine_scale=section.cosine_scale,
     )
     checkpoint = folder.path(f"{task.folder}/{CHECKPOINT}")
     resume = read_checkpoint(checkpoint, task.key)
@@ -273,7 +277,7 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
     if arm == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
-    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    weights = _pool_weights(workshop)
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
     pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
     if arm == "synthetic":
@@ -285,19 +289,28 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     return slots.shaped(workshop.steps, section.batch)
 
 
+def _pool_weights(workshop: Workshop) -> np.ndarray:
+    """What curate gave the synthetic images, shaped by the recipe's weighting of classes; float64 [M]."""
+    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    if workshop.recipe.train.mixing.weighting == "none":
+        return weights
+    counts = mixing.real_counts([image.label for image in workshop.train], len(workshop.class_names))
+    return mixing.inverse_count_weights(weights, np.array([i.target for i in workshop.synthetic], np.int64), counts)
+
+
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
     recipe, predictions = workshop.recipe, []
-    pixels = {"val": workshop.data.val.pixels, "test": workshop.test_pixels}
     for weights, state in (("selected", fitted.selected), ("last", fitted.last)):
         classifier.net.load_state_dict(state, strict=True)
         for split, images in workshop.held_out.items():
-            found = predict(classifier, pixels[split], workshop.compute)
+            found = predict(classifier, workshop.pixels[split], workshop.compute)
             predictions.append(Prediction([i.id for i in images], split, weights, [i.label for i in images], found))
     about = {
         "model": recipe.train.model,
         "classes": workshop.class_names,
         "size_px": recipe.dataset.size_px,
         "fit": recipe.dataset.fit,
+        "cosine_scale": recipe.train.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
     }

@@ -44,6 +44,22 @@ def test_split_folders_by_their_usual_names(tmp_path):
         assert len(listing.images) == 6
 
 
+def test_extra_test_sets_beside_test(tmp_path):
+    """DIAGen's layout: train-val, test and test_uncommon_context."""
+    names = ("train-val", "test", "test_uncommon_context", "test-Night")
+    listing = read_folder(plant(tmp_path, *(f"{split}/cat/1.png" for split in names)), "pets")
+    assert {image.split for image in listing.images} == {"train", "test", "test_uncommon_context", "test_night"}
+    assert {image.class_name for image in listing.images} == {"cat"}
+
+
+def test_classes_may_be_called_like_extra_test_sets(tmp_path):
+    listing = read_folder(plant(tmp_path, "test_positive/1.png", "test_negative/1.png"), "strips")
+    assert [(image.class_name, image.split) for image in listing.images] == [
+        ("test_negative", None),
+        ("test_positive", None),
+    ]
+
+
 def test_a_class_may_be_called_train(tmp_path):
     listing = read_folder(plant(tmp_path, "bus/1.png", "train/1.png", "tram/1.png"), "vehicles")
     assert [image.class_name for image in listing.images] == ["bus", "train", "tram"]

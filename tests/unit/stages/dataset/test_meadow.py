@@ -11,6 +11,7 @@ from variegate.stages.dataset.butterflies import HABITAT_PAINTERS, draw_butterfl
 from variegate.stages.dataset.meadow import (
     HABITAT_PHRASES,
     HABITATS,
+    UNCOMMON_TEST,
     is_starter_species,
     make_meadow,
     mark_phrases,
@@ -179,3 +180,13 @@ def test_bad_arguments_are_named(argument, value):
 def test_all_bad_arguments_are_named_at_once():
     with pytest.raises(ValueError, match=r"size_px.*split"):
         make_meadow(size_px=1, split="dev")
+
+
+def test_the_uncommon_test_set_shows_species_outside_their_own_habitat_and_nothing_else_moves():
+    options = {"n_species": 10, "n_per_species": 12, "size_px": 32, "habitat_bias": 1.0}
+    train, uncommon = make_meadow(**options), make_meadow(**options, split=UNCOMMON_TEST)
+    pairs = [set(zip(meadow.labels.tolist(), meadow.habitats, strict=True)) for meadow in (train, uncommon)]
+    assert len(pairs[0]) == 10, "every species has one habitat in training"
+    assert not pairs[0] & pairs[1]
+    assert set(uncommon.habitats) == set(HABITATS)
+    assert uncommon.class_names == train.class_names

@@ -115,6 +115,32 @@ def test_a_copy_in_train_makes_way_for_test():
     assert duplicates[1].class_names == ("a", "b")
 
 
+def test_extra_test_images_are_never_trained_on_and_may_be_in_two_test_sets():
+    def one(name, split):
+        return Item(name, "a", split, sha256=name[-1])
+
+    items = [one("train/x", "train"), one("train/y", "train"), one("val/z", "val"), one("test/x", "test")]
+    items += [one("odd/x", "test_odd"), one("odd/y", "test_odd"), one("odd/z", "test_odd"), one("train/w", "train")]
+    kept, duplicates = drop_leaks(items)
+    assert [item.name for item in kept] == ["test/x", "odd/x", "odd/y", "odd/z", "train/w"]
+    assert {duplicate.left_out for duplicate in duplicates} == {("train/x",), ("train/y",), ("val/z",)}
+    filled = fill(images({"a": 10}) + images({"a": 5}, "test_odd"))
+    assert count(filled) == {("train", "a"): 6, ("val", "a"): 1, ("test", "a"): 3, ("test_odd", "a"): 5}
+
+
+def test_a_tail_longer_than_a_class_takes_what_there_is():
+    """Diff-Mix's random.sample raises where a class has fewer images than its place in the tail; its exponent k / (C - 2)
+    also leaves the last class fewer than 1 / factor."""
+    counts = {"a": 100, "b": 3, "c": 100}
+    assert train_limits(counts, shots=None, imbalance=10) == {"a": 100, "b": 3, "c": 10}
+    items = images(counts, "train")
+    assert count(take_shots(items, shots=None, imbalance=10, seed=0)) == {
+        ("train", "a"): 100,
+        ("train", "b"): 3,
+        ("train", "c"): 10,
+    }
+
+
 def test_copies_inside_a_split_stay():
     items = [Item("1", "a", None, sha256="x"), Item("2", "a", None, sha256="x")]
     left, (duplicate,) = drop_leaks(items)

@@ -121,6 +121,68 @@ def test_a_table_with_everything(tmp_path):
     assert f"img/0.png: its mask {tmp_path / 'mask.png'} is empty" in refused(recipe_for(tmp_path / "t.jsonl"))
 
 
+def test_extra_test_sets_are_frozen_apart(tmp_path):
+    data = pets(tmp_path / "pets/train", n=5)
+    pets(data.parent / "test", n=4, first=50)
+    pets(data.parent / "test_uncommon", n=3, names=("dog",), first=5000)
+    shutil.copy(data / "dog/1.png", data.parent / "test_uncommon/dog/leak.png")
+    summary, _, images = run(recipe_for(data.parent, shots=2), tmp_path / "run")
+    assert summary["line"].endswith(
+        "2 classes, 4 train, 2 val, 8 test, 4 test_uncommon (1 copies across splits left out)"
+    )
+    assert summary["counts"]["test_uncommon"] == {"cat": 0, "dog": 4}
+    assert not {image.sha256 for image in images if image.split == "train"} & {
+        image.sha256 for image in images if image.split == "test_uncommon"
+    }
+    assert not any("too few images to test on" in warning for warning in summary["warnings"])
+
+
+def test_a_class_that_only_an_extra_test_set_has_is_refused(tmp_path):
+    data = pets(tmp_path / "pets/train", n=5)
+    pets(data.parent / "test", n=4, first=50)
+    pets(data.parent / "test_uncommon", n=3, names=("cow",), first=5000)
+    assert "class 'cow': has no training image, only images in test_uncommon" in refused(recipe_for(data.parent))
+
+
+def test_an_extra_test_set_is_not_the_test_set(tmp_path):
+    data = pets(tmp_path / "pets/train", n=10)
+    pets(data.parent / "test_set", n=4, first=50)
+    facts = stage.check(recipe_for(data.parent))
+    assert sum(facts.counts()["test"].values()) == 6
+    assert any("held out as test" in warning for warning in facts.warnings)
+
+
+def test_a_table_with_extra_test_sets_and_context_groups(tmp_path):
+    """Waterbirds: the group is the background, of which every split has all; as subjects they could not be told apart."""
+    rows = ["file_name,label,split,group"]
+    for k in range(40):
+        split = ("train", "train", "test", "test_odd")[k % 4]
+        paint(tmp_path / f"{k}.png", k)
+        rows.append(f"{k}.png,{'cat' if k < 20 else 'dog'},{split},{'land' if k % 3 else 'water'}")
+    (tmp_path / "pets.csv").write_text("\n".join(rows))
+    facts = stage.check(recipe_for(tmp_path / "pets.csv", group_is="context"))
+    assert {split: sum(found.values()) for split, found in facts.counts().items()} == {
+        "train": 16, "val": 4, "test": 10, "test_odd": 10
+    }  # fmt: skip
+    assert not any("groups in more than one split" in warning for warning in facts.warnings)
+    as_subjects = stage.check(recipe_for(tmp_path / "pets.csv"))
+    assert any("groups in more than one split" in warning for warning in as_subjects.warnings)
+
+
+def test_the_meadows_uncommon_test_set(tmp_path):
+    meadow = {"n_species": 2, "n_per_species": 3, "n_val": 1, "n_test": 4}
+    biased = {**meadow, "habitat_bias": 1.0}
+    plain = run(recipe_for("builtin:meadow", size_px=32, meadow=biased), tmp_path / "plain")[2]
+    more = run(recipe_for("builtin:meadow", size_px=32, meadow={**biased, "uncommon_test": True}), tmp_path / "more")[2]
+    extra = [image for image in more if image.split == "test_uncommon_context"]
+    assert {image.id for image in plain} == {image.id for image in more} - {image.id for image in extra}
+    assert len(extra) == 8
+    seen = {(image.label, image.group) for image in more if image.split == "train"}
+    assert not seen & {(image.label, image.group) for image in extra}
+    with pytest.raises(ValueError, match="set habitat_bias"):
+        recipe_for("builtin:meadow", meadow={**meadow, "uncommon_test": True})
+
+
 def test_shots_and_tails_touch_training_only(tmp_path):
     data = pets(tmp_path / "pets", n=20, names=("a", "b", "c"))
     whole = stage.check(recipe_for(data)).counts()

@@ -135,6 +135,37 @@ def arm_results(arm: str, base: float, num_classes: int, rng: np.random.Generato
         "ece": 0.0731,
         "groups": {"meadow": base - 0.0111, "<u>forest</u>": base - 0.1357},
         "worst_group": base - 0.1357,
+        "shots": {kind: found(base + step) for kind, step in SHOTS.items()},
+        "worst_cell": {"label": 1, "group": "<u>forest</u>", "images": 12, "accuracy": base - 0.2},
+    }
+
+
+SHOTS = {"many": 0.1, "medium": 0.0, "few": -0.2}
+GROUPS = {
+    "least_images": 10,
+    "images": {"<u>forest</u>": 30, "meadow": 27, "bog": 3},
+    "cells": [
+        {"label": 0, "group": "meadow", "images": 27},
+        {"label": 1, "group": "<u>forest</u>", "images": 12},
+        {"label": 2, "group": "bog", "images": 3},
+    ],
+}
+
+
+def found(value: float, key: str = "accuracy") -> dict:
+    return {key: value, "low": value - 0.05, "high": value + 0.05}
+
+
+def extra_test(arms: list[dict]) -> dict:
+    entries = [{"arm": arm["arm"], "seeds": [], "selected": found(arm["selected"]["accuracy"] - 0.1)} for arm in arms]
+    gap = {"arm": arms[1]["arm"], "baseline": arms[0]["arm"], "selected": found(0.0444, "difference")}
+    return {
+        "split": "test_uncommon_context",
+        "title": "uncommon context",
+        "images": 90,
+        "arms": entries,
+        "comparisons": [gap],
+        "verdict": "No difference seen there.",
     }
 
 
@@ -149,8 +180,11 @@ def make_results(num_classes: int) -> dict:
         "last": {"difference": difference["last"], "low": -0.0117, "high": 0.0931},
         "detectable": 0.0437,
         "per_class": [after - before for before, after in zip(arms[0]["per_class"], arms[1]["per_class"], strict=True)],
+        "shots": {kind: found(step / 10, "difference") for kind, step in SHOTS.items()},
+        "groups": {"meadow": found(0.0666, "difference"), "<u>forest</u>": found(0.0566, "difference")},
         "verdict": "Synthetic images helped: the whole interval lies above zero.",
     }
+    classes = {"many": 2, "medium": 1, "few": num_classes - 3}
     return {
         "schema": 1,
         "variegate": "0.1.0",
@@ -158,6 +192,9 @@ def make_results(num_classes: int) -> dict:
         "classes": class_names(num_classes),
         "arms": arms,
         "comparisons": [comparison],
+        "shots": {"bounds": [20, 100]} | {kind: {"classes": n, "training_images": 9} for kind, n in classes.items()},
+        "groups": GROUPS,
+        "extra_tests": [extra_test(arms)],
         "warnings": ["only 3 seeds: <b>wide</b> intervals"],
         "verdict": "Adding the synthetic images made the classifier better, by 6.6 points on the test images.",
     }

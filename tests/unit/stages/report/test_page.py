@@ -97,8 +97,9 @@ def test_every_seed_is_listed(page: Page, results: dict) -> None:
 
 def test_groups_calibration_and_most_frequent_mistake(page: Page, results: dict) -> None:
     rows = {row[0]: row[1:] for row in page.table("Test accuracy per group")}
-    assert rows["<u>forest</u>"] == [percent(arm["groups"]["<u>forest</u>"]) for arm in results["arms"]]
-    assert rows["Worst group"] == [percent(arm["worst_group"]) for arm in results["arms"]]
+    shares = [percent(arm["groups"]["<u>forest</u>"]) for arm in results["arms"]]
+    assert rows["<u>forest</u>"] == ["30", *shares, "+5.7 +0.7 to +10.7"]
+    assert rows["Worst group"] == ["", *(percent(arm["worst_group"]) for arm in results["arms"]), ""]
     assert percent(results["arms"][0]["ece"]) in page.all_text()
     shares = {
         (true, predicted): count / sum(line)
@@ -107,6 +108,34 @@ def test_groups_calibration_and_most_frequent_mistake(page: Page, results: dict)
         if true != predicted
     }
     assert page.table("Most frequent mistakes")[1][2] == percent(max(shares.values()))
+
+
+def test_the_worst_cell_is_named_and_so_are_cells_too_small_for_it(page: Page, results: dict) -> None:
+    cell = results["arms"][0]["worst_cell"]
+    text = " ".join(page.all_text().split()).replace(" ,", ",").replace(" :", ":")
+    assert f"{results['classes'][1]}, <u>forest</u>: {percent(cell['accuracy'])} of 12 test images" in text
+    assert "Fewer than 10 test images: 1 group, 1 of 3 classes within groups" in text
+    assert f"{results['classes'][2]}, bog (3)" in text
+
+
+def test_shot_groups_and_extra_tests_have_their_tables(page: Page, results: dict) -> None:
+    rows = page.table("Test accuracy of many-, medium- and few-shot")[1:]
+    accuracies = [percent(arm["shots"]["few"]["accuracy"]) for arm in results["arms"]]
+    assert rows[2] == ["few7 classes of fewer than 20 training images", *accuracies, "−2.0 −7.0 to +3.0"]
+    (row,) = page.table("Accuracy on each extra test set")[1:]
+    accuracies = [percent(arm["selected"]["accuracy"]) for arm in results["extra_tests"][0]["arms"]]
+    assert row == ["test: uncommon context", "90", *accuracies, "+4.4 −0.6 to +9.4"]
+
+
+def test_a_run_without_tail_groups_and_extra_tests_has_none_of_their_tables(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "plain")
+    path = root / "results.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"shots": None, "groups": None, "extra_tests": []}))
+    text = page_of(root).all_text()
+    assert "Extra test sets" not in text
+    assert "By number of training images" not in text
+    assert "Accuracy within each group" not in text
 
 
 def test_counts_are_those_of_the_database(page: Page, finished_run: Path) -> None:
@@ -279,7 +308,7 @@ def test_one_arm_and_one_seed_give_no_interval(tmp_path: Path, finished_run: Pat
     for kind in ("selected", "last"):
         arm[kind] |= {"low": None, "high": float("nan")}
     arm |= {"groups": None, "worst_group": None, "ece": None, "confusion": []}
-    (root / "results.json").write_text(json.dumps(found | {"arms": [arm], "comparisons": []}))
+    (root / "results.json").write_text(json.dumps(found | {"arms": [arm], "comparisons": [], "groups": None}))
     page = page_of(root)
     rows = page.table("Test accuracy of each training set")
     assert [row[2] for row in rows[1:]] == ["no interval"] * 2

@@ -66,6 +66,20 @@ def test_markdown_keeps_hostile_names_inside_their_cell(summary: Summary) -> Non
     assert summary.verdict in text
 
 
+def test_markdown_has_the_tables_of_extra_tests_shots_and_groups(summary: Summary) -> None:
+    lines = html.render_markdown(summary).splitlines()
+    for start, columns in (
+        ("| test: uncommon context ", 6),
+        ("| few (7 classes of fewer than 20", 6),
+        ("| meadow |", 6),
+    ):
+        (place,) = (index for index, line in enumerate(lines) if line.startswith(start))
+        assert lines[place].count("|") == columns + 1, lines[place]
+        head = next(line for line in reversed(lines[:place]) if line.startswith("|---"))
+        assert head.count("|") == columns + 1
+    assert any(line.startswith("- Worst class within a group, real: ") for line in lines)
+
+
 @pytest.mark.parametrize(
     "values", [[0.5], [0.0, 1.0], [], [None], [0.33, 0.3300001], [-0.02, 0.4], [2.31, 0.004], [1e-7, 2e-7]]
 )

@@ -150,6 +150,45 @@ def test_arms_of_a_seed_are_paired(coloured_run) -> None:
     assert (stage.slots_of("real", 1, workshop).index != real.index).any()
 
 
+def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) -> None:
+    """Diff-Mix's long-tail script reads --syndata_p under a wrong name: its share is always a half. Ours is the recipe's."""
+    mixing = {"weighting": "inverse-count", "fraction": 0.25}
+    context = coloured_run(train={"mixing": mixing, "batch": 200}, evaluate={"shot_bounds": [2, 3]})
+    with context.folder.transaction() as db:
+        rare = [image.id for image in context.folder.real_images("train") if image.label == 2][1:]
+        db.executemany("DELETE FROM real WHERE id = ?", [(image_id,) for image_id in rare])
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    slots = stage.slots_of("real+synthetic", 0, workshop)
+    assert slots.is_synthetic.mean() == pytest.approx(0.25, abs=0.03)
+    targets = np.array([image.target for image in workshop.synthetic])
+    shares = np.bincount(targets[slots.index[slots.is_synthetic]]) / slots.is_synthetic.sum()
+    assert shares == pytest.approx(np.array([1 / 6, 1 / 6, 1 / 2]) / (5 / 6), abs=0.06)
+    assert (stage.slots_of("real", 0, workshop).index == slots.index)[~slots.is_synthetic].all()
+
+
+def test_a_model_trained_with_margins_is_loaded_with_its_cosine_head(coloured_run) -> None:
+    train = {
+        "loss": "ldam",
+        "ldam": {"scale": 20.0},
+        "class_weights": "class-balanced",
+        "reweight_from": 0.8,
+        "mix": "cmo",
+    }
+    context = coloured_run(train=train, evaluate={"seeds": 1})
+    stage.run(context)
+    net, about = load_classifier(context.folder.path("train/real-synthetic/seed-0/model.safetensors"))
+    assert about["cosine_scale"] == net.head.scale == 20.0
+    rows = pq.read_table(context.folder.path("train/real-synthetic/seed-0/predictions.parquet")).to_pylist()
+    assert max(max(row["probabilities"]) for row in rows) > 0.6, "probabilities are of scaled cosines"
+
+
+def test_margins_on_a_model_without_a_linear_head_are_refused_before_anything_slow() -> None:
+    recipe = Recipe.model_validate({"train": {"model": "dpn48b", "loss": "ldam"}})
+    with pytest.raises(ModelError, match=r"dpn48b ends in Conv2d.*balanced-softmax"):
+        stage.check(recipe)
+    stage.check(Recipe.model_validate({"train": {"model": "resnet18", "loss": "ldam"}}))
+
+
 def test_without_validation_images_the_summary_says_so(coloured_run) -> None:
     context = coloured_run(splits={"train": 4, "test": 4}, evaluate={"arms": ["real"], "seeds": 1})
     summary = stage.run(context)
