@@ -15,7 +15,7 @@ from variegate.progress import QuietReporter
 from variegate.recipe import BackendSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.prompts.stage import check, inputs, run
-from variegate.stages.prompts.templates import missing_captions, render_all
+from variegate.stages.prompts.templates import Material, missing_captions, render_all
 from variegate.store import RunFolder
 from variegate.templates import render
 
@@ -24,19 +24,19 @@ IMAGES = [RealImage(f"i{k}", "", k % 2, "train", caption=f"caption {k}") for k i
 
 
 def test_names_with_underscores_and_braces() -> None:
-    lines = render_all(["a {{photo}} of {name}"], [], CLASSES, IMAGES)
+    lines = render_all(Material([["a {{photo}} of {name}"]] * 2), CLASSES, IMAGES)
     assert [line.prompt for line in lines] == ["a {photo} of red owl", "a {photo} of {cat} {}"]
     assert render("{name}, {environment}", name="a", environment="{name}") == "a, {name}"
 
 
 def test_texts_times_environments_and_captions() -> None:
-    lines = render_all(["{name}", "{name} {environment}"], ["at night", "in snow"], CLASSES[:1], IMAGES[:1])
+    lines = render_all(Material([["{name}", "{name} {environment}"]], ["at night", "in snow"]), CLASSES[:1], IMAGES[:1])
     assert [(line.text, line.environment, line.prompt) for line in lines] == [
         (0, None, "red owl"),
         (1, 0, "red owl at night"),
         (1, 1, "red owl in snow"),
     ]
-    lines = render_all(["{name}: {caption}"], [], CLASSES, IMAGES)
+    lines = render_all(Material([["{name}: {caption}"]] * 2), CLASSES, IMAGES)
     assert [(line.image, line.prompt) for line in lines][:2] == [
         ("i0", "red owl: caption 0"),
         ("i2", "red owl: caption 2"),
@@ -44,15 +44,14 @@ def test_texts_times_environments_and_captions() -> None:
 
 
 def test_missing_captions_are_counted_before_anything_is_drawn() -> None:
-    (problem,) = missing_captions(["a {caption}"], 5, 2)
+    (problem,) = missing_captions("prompts.text", ["a {caption}"], 5, 2)
     assert "2 of 5 training images have none" in problem.what and "{name}" in problem.remedy
-    assert not missing_captions(["a {name}"], 5, 2)
+    assert not missing_captions("prompts.text", ["a {name}"], 5, 2)
 
 
 def test_a_class_without_description_goes_by_its_name() -> None:
     lines = render_all(
-        ["a photo of a {description}"],
-        [],
+        Material([["a photo of a {description}"]] * 2),
         [ClassInfo(0, "tree_ant", "0"), ClassInfo(1, "b", "1", "bee with a red back")],
         [],
     )
@@ -81,7 +80,7 @@ def test_a_text_that_leaves_no_token_for_the_class_is_refused_before_anything_is
 ) -> None:
     recipe = recipe_of(request.getfixturevalue(model), text=["{name}", "{name} " + "cat " * 20])
     with pytest.raises(RecipeError, match="longer than the 16 tokens the model reads, even without a class name"):
-        check(recipe, 3, 0)
+        check(recipe, CLASSES, 3, 0)
     assert capfd.readouterr() == ("", "")
 
 
