@@ -20,7 +20,7 @@ from variegate.templates import slot_problems
 
 _WORDS = (
     "aboard above across against along alongside amid amidst among amongst around at atop before behind below beneath beside "
-    "between beyond by down during inside in near next on off onto outside over past through throughout toward towards "
+    "between beyond by down during from inside in near next on off onto outside over past through throughout toward towards "
     "under underneath up upon with within without"
 )
 PLACES = frozenset(_WORDS.split())
