@@ -231,7 +231,8 @@ class PromptsSection(Section):
             raise ValueError("method file and file go together: file names the list of prompts")
         if (self.method == "llm") != self.llm.named:
             raise ValueError("method llm and llm.endpoint, llm.local or llm.cache go together: they say who answers")
-        if self.method == "llm" and (self.environments or self.styles):
+        places = [] if self.environments == "groups" else self.environments  # groups: for adapting, as text is
+        if self.method == "llm" and (places or self.styles):
             raise ValueError("method llm writes whole prompts; use llm.contexts instead of environments and styles")
 
     def _check_phrases(self) -> None:
@@ -370,7 +371,6 @@ class Recipe(Section):
         method = self.generate.method
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
-        _check_text_used(self)
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
         if method == "none" and synthetic:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
@@ -411,14 +411,4 @@ def _check_tokens_said(recipe: Recipe) -> None:
         raise ValueError(
             f"prompts.text {silent!r} never says {{name}}, so adapt.method {recipe.adapt.method} would learn tokens "
             "for nothing; put {name} where the class is named, or use adapt.method=lora"
-        )
-
-
-def _check_text_used(recipe: Recipe) -> None:
-    """A text of one's own that nothing would say."""
-    learns = recipe.adapt.has_tokens or recipe.adapt.has_lora
-    own = recipe.prompts.text != PromptsSection.model_fields["text"].default
-    if own and recipe.prompts.method != "template" and not learns:
-        raise ValueError(
-            f"prompts.text is given and prompts.method {recipe.prompts.method} takes its texts elsewhere; leave text out"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ class LocalModel:
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+            with _no_bars():
+                model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
         except (OSError, ValueError, KeyError) as exc:
             text = f"cannot be loaded: {' '.join(str(exc).split())[:300]}"
             raise RecipeError(Problem(str(folder), text, "save the model again with save_pretrained")) from exc
@@ -75,3 +78,17 @@ class LocalModel:
             warm = request["temperature"] > 0
             options |= {"do_sample": warm} | ({"temperature": request["temperature"]} if warm else {})
         return options
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' loading bar off the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -108,7 +108,8 @@ def check(
         material = Material(listed, places, styles)
         where = "prompts.text" if section.method == "template" else str(section.file)
         problems = missing_captions(where, material.all_texts(), num_images, num_uncaptioned)
-        problems += material.phrase_problems(where) + _silent_tokens(recipe, material, where)
+        problems += material.phrase_problems(where, needless=section.environments != GROUPS)
+        problems += _silent_tokens(recipe, material, where)
         if section.method == "template":
             problems += _too_long(recipe, material)
     if problems:

@@ -35,14 +35,14 @@ class Material:
     def all_texts(self) -> list[str]:
         return list(dict.fromkeys(text for own in self.texts for text in own))
 
-    def phrase_problems(self, where: str) -> list[Problem]:
-        """Slots that texts use and nothing fills, and phrases that no text uses."""
+    def phrase_problems(self, where: str, *, needless: bool = True) -> list[Problem]:
+        """Slots that texts use and nothing fills, and `needless` phrases, which no text uses."""
         problems = []
         for slot, phrases in (("environment", self.environments), ("style", self.styles)):
             used = any(slot in placeholders(text) for text in self.all_texts())
             if used and not phrases:
                 problems.append(Problem(where, f"uses {{{slot}}} and prompts.{slot}s is empty", "name a bank there"))
-            if phrases and not used:
+            if phrases and not used and needless:
                 problems.append(Problem(f"prompts.{slot}s", f"no text of {where} says {{{slot}}}", "leave it out"))
         return problems
 

@@ -200,7 +200,6 @@ def test_a_file_that_tells_one_class_about_another_is_warned_of(tiny_sd: Path, t
         ({"file": "p.txt"}, "go together: file names"),
         ({"llm": {"endpoint": "http://127.0.0.1/v1", "model": "m"}}, "they say who answers"),
         ({"method": "llm", "llm": {"cache": "x"}, "styles": "art"}, "use llm.contexts"),
-        ({"method": "file", "file": "p.txt", "text": "a {name} at night"}, "leave text out"),
     ],
 )
 def test_keys_that_would_be_for_nothing_are_refused(prompts: dict, said: str) -> None:
