@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from driving import PLAIN_ARGUMENTS, settings, variegate
 from llm_server import ChatServer
 
@@ -35,12 +34,15 @@ def test_a_bank_and_its_typo(make_folder: Callable[..., Path], tmp_path: Path) -
         "--set",
         "prompts.text=a photo of a {name} {environment}",
     )
-    said = variegate(*arguments, *settings("prompts.environments=anmals"))
+    said = variegate(*arguments, *settings("prompts.environments=anmals", "prompts.styles=light"))
     assert said.status == 2 and "'anmals' is neither a bank nor a file — did you mean 'animals'?" in said.err
     assert not out.exists()
-    said = variegate(*arguments, *settings("prompts.environments=birds-and-insects"))
+    banks = settings("prompts.environments=birds-and-insects", "prompts.styles=light")
+    said = variegate(*arguments, *banks)
     assert said.status == 0, said.text
-    assert all(text.startswith("a photo of a ant ") for text in told(out)["ant"]) and len(set(told(out)["ant"])) > 4
+    assert all(text.startswith("a photo of a ant ") for text in told(out)["ant"])
+    places, styles = zip(*(text.rsplit(", ", 1) for text in told(out)["ant"]), strict=True)
+    assert len(set(places)) > 4 and len(set(styles)) > 4
 
 
 def test_diagens_file_is_imported_and_drawn_with(make_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -115,12 +117,3 @@ def test_stopped_in_the_middle_the_answers_stay(
         said = variegate(*arguments, "--set", f"prompts.llm.endpoint={server.url}")
     assert said.status == 0 and len(server.requests) == 1, said.text
     assert kept.read_text().startswith(first)
-
-
-@pytest.mark.parametrize("bank", ["art", "light"])
-def test_styles_reach_the_images_table(bank: str, tmp_path: Path) -> None:
-    said = variegate("generate", *PLAIN_ARGUMENTS, "--out", tmp_path / "out", *settings(f"prompts.styles={bank}"),
-                     "--set", "prompts.text=a photo of a {name}, {style}", "--set", "prompts.environments=[]")  # fmt: skip
-    assert said.status == 0, said.text
-    texts = [text for own in told(tmp_path / "out").values() for text in own]
-    assert len({text.partition(", ")[2] for text in texts}) > 3

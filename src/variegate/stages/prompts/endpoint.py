@@ -130,7 +130,8 @@ class Endpoint:
             text = value["choices"][0]["message"].get("content") or ""
             usage = value.get("usage") or {}
             counts = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-            return Answer(self._clean(str(text), len(text)), str(value.get("model", "")), structured, *counts)
+            name = self._clean(str(value.get("model", "")))
+            return Answer(self._clean(str(text), MAX_BYTES), name, structured, *counts)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as exc:
             text = f"answers something that is no chat completion: {self._clean(body)!r}"
             raise RecipeError(Problem(self._shown, text, "does the address end in /v1?")) from exc

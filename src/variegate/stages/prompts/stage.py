@@ -54,7 +54,10 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     return keys | {
         "model": model_fingerprint(find_model(recipe.backend.model, recipe.backend.revision)),
         "phrases": [_phrases(recipe.prompts, kind).phrases for kind in ("environments", "styles")],
-        "files": [file_sha256(Path(path)) if path else "" for path in (recipe.prompts.file, recipe.prompts.llm.cache)],
+        "files": [
+            file_sha256(Path(path).expanduser()) if path else ""
+            for path in (recipe.prompts.file, recipe.prompts.llm.cache)
+        ],
         "seed": recipe.seed if recipe.prompts.method == "llm" else None,
     }
 
@@ -121,7 +124,7 @@ def estimate(recipe: Recipe, classes: Sequence[ClassInfo]) -> dict[str, Any]:
     section = recipe.prompts.llm
     if recipe.prompts.method != "llm" or not _drawn(recipe):
         return {}
-    kept = read_answers(Path(section.cache)) if section.cache else {}
+    kept = read_answers(Path(section.cache).expanduser()) if section.cache else {}
     wanted = [wish for info in classes for wish in wishes(section, info)]
     requests = [request_of(_served(section), wish, (), 0, recipe.seed) for wish in wanted]
     left = [(one, wish) for one, wish in zip(requests, wanted, strict=True) if request_id(one) not in kept]

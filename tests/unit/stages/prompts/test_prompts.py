@@ -127,9 +127,12 @@ def stage_of(recipe: Recipe, root: Path, images: list[RealImage] = IMAGES) -> tu
     return [json.loads(line) for line in text.splitlines()], summary
 
 
-def test_a_bank_of_places_and_a_list_of_styles_fill_their_slots(tiny_sd: Path, tmp_path: Path) -> None:
+def test_a_bank_of_places_and_a_list_of_styles_fill_their_slots(tiny_sd_long: Path, tmp_path: Path) -> None:
     recipe = recipe_of(
-        tiny_sd, text=["{name} {environment}", "{name}, {style}"], environments="animals", styles=["ink", "ink", "oil"]
+        tiny_sd_long,
+        text=["{name} {environment}", "{name}, {style}"],
+        environments="animals",
+        styles=["ink", "ink", "oil"],
     )
     check(recipe, CLASSES, 4, 0)
     rows, summary = stage_of(recipe, tmp_path / "run")
@@ -184,10 +187,10 @@ def test_what_a_file_cannot_give_is_said_before_anything_slow(tiny_sd: Path, tmp
         check(learned, CLASSES, 4, 0)
 
 
-def test_a_file_that_tells_one_class_about_another_is_warned_of(tiny_sd: Path, tmp_path: Path) -> None:
+def test_a_file_that_tells_one_class_about_another_is_warned_of(tiny_sd_long: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a {name} beside a red owl"}\n')
-    _, summary = stage_of(recipe_of(tiny_sd, method="file", file=str(path)), tmp_path / "run")
+    _, summary = stage_of(recipe_of(tiny_sd_long, method="file", file=str(path)), tmp_path / "run")
     assert "1 of 2 prompts name another class: '{cat} {}' is told" in summary["warnings"][0]
 
 
