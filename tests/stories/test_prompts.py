@@ -32,7 +32,7 @@ def test_a_bank_and_its_typo(make_folder: Callable[..., Path], tmp_path: Path) -
         "--out",
         out,
         "--set",
-        "prompts.text=a photo of a {name} {environment}",
+        "prompts.text=a photo of a {name} {environment}, {style}",
     )
     said = variegate(*arguments, *settings("prompts.environments=anmals", "prompts.styles=light"))
     assert said.status == 2 and "'anmals' is neither a bank nor a file — did you mean 'animals'?" in said.err
