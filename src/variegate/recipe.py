@@ -163,7 +163,7 @@ class LLMSection(Section):
     max_words: int = Field(20, ge=3, le=200)  # of a prompt
     temperature: float | None = Field(1.0, ge=0.0, le=2.0)  # null: the server's own
     max_tokens: int | None = Field(2048, ge=16)  # of an answer; null: the server's own
-    tries: int = Field(5, ge=1, le=100)  # requests a class and context until all its prompts are there
+    tries: int = Field(5, ge=1, le=100)  # requests for each 40 prompts of a class and context until they are there
     parallel: int = Field(4, ge=1, le=64)  # requests at a time
     timeout_s: float = Field(120.0, gt=0.0)
     usd_per_million: Annotated[list[float], Field(min_length=2, max_length=2)] | None = (

@@ -30,6 +30,7 @@ CONTEXTS = {
     "uncommon": "Show it in places and situations where it is hardly ever photographed, but could really be.",
 }
 SPARE = 2  # prompts asked for beyond those that are missing
+MOST = 40  # prompts asked for at once: longer answers are cut off by max_tokens
 MAX_STARTS = 200  # brackets of an answer at which a list may begin
 CHARS_PER_TOKEN = 4  # of English text; for estimates only
 _NUMBERING = re.compile(r"^\s*(?:\d+\s*[.):-]|[-*•])\s+")
@@ -42,6 +43,11 @@ class Wish:
     info: ClassInfo
     context: str
     count: int
+
+    @property
+    def requests(self) -> int:
+        """How many it takes when every answer is good."""
+        return -(-self.count // MOST)
 
 
 def wishes(section: LLMSection, info: ClassInfo) -> list[Wish]:
@@ -73,7 +79,7 @@ def request_id(request: dict[str, Any]) -> str:
 
 def _message(section: LLMSection, wish: Wish, done: Sequence[str]) -> str:
     name = plain_name(wish.info)
-    number = wish.count - len(done) + SPARE
+    number = min(wish.count - len(done) + SPARE, MOST)
     what = f" (that is: {wish.info.description.strip()})" if wish.info.description.strip() else ""
     lines = [
         f'Write {number} different prompts for a text-to-image model. Each describes one photograph of a single "{name}"{what}.',

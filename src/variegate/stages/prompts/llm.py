@@ -85,7 +85,7 @@ class Tally:
     def said(self) -> str:
         """Why prompts are missing, counted."""
         parts = [f"{count} {reason}" for reason, count in self.dropped.most_common(5)]
-        parts += [f"{self.empty} answers without a list of prompts"] if self.empty else []
+        parts += [f"{self.empty} answers without a list of prompts, or cut off by max_tokens"] if self.empty else []
         return ", ".join(parts) or "the answers held too few"
 
 
@@ -119,7 +119,7 @@ class Collector:
 
     def _fulfil(self, wish: Wish, judged: Judged, tally: Tally) -> None:
         first = len(judged.texts)
-        for attempt in range(self.section.tries):
+        for attempt in range(self.section.tries * wish.requests):
             done = judged.texts[first:]
             if len(done) >= wish.count:
                 return

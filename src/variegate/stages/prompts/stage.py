@@ -128,8 +128,9 @@ def estimate(recipe: Recipe, classes: Sequence[ClassInfo]) -> dict[str, Any]:
     wanted = [wish for info in classes for wish in wishes(section, info)]
     requests = [request_of(_served(section), wish, (), 0, recipe.seed) for wish in wanted]
     left = [(one, wish) for one, wish in zip(requests, wanted, strict=True) if request_id(one) not in kept]
-    tokens_in, tokens_out = tokens_of(section, [one for one, _ in left], sum(wish.count for _, wish in left))
-    answer = {"llm_requests": len(left), "llm_tokens_in": tokens_in, "llm_tokens_out": tokens_out}
+    asked = [one for one, wish in left for _ in range(wish.requests)]
+    tokens_in, tokens_out = tokens_of(section, asked, sum(wish.count for _, wish in left))
+    answer = {"llm_requests": len(asked), "llm_tokens_in": tokens_in, "llm_tokens_out": tokens_out}
     cost = dollars(section, tokens_in, tokens_out)
     return answer if cost is None else answer | {"llm_usd": round(cost, 4)}
 

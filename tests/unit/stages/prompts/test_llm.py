@@ -261,6 +261,14 @@ def test_kept_answers_repeat_a_run_without_a_server(ask: Callable[..., dict[str,
         ask("fourth", cache=str(answers), about="in winter")
 
 
+def test_many_prompts_come_in_several_requests(ask: Callable[..., dict[str, Any]]) -> None:
+    with ChatServer() as server:
+        found = ask(endpoint=server.url, classes=CLASSES[:1], per_class=60, tries=3)
+    assert len(set(found["texts"]["car"])) == 60
+    assert wanted(server.requests[0])[1] == 40 and wanted(server.requests[1])[1] == 22
+    assert estimate(found["recipe"], CLASSES[:1])["llm_requests"] == 2
+
+
 def test_many_threads_and_one_give_the_same_prompts(ask: Callable[..., dict[str, Any]]) -> None:
     with ChatServer() as server:
         one, many = (ask(str(count), endpoint=server.url, parallel=count)["raw"] for count in (1, 8))
