@@ -32,9 +32,11 @@ def wanted(body: dict[str, Any]) -> tuple[str, int]:
 
 
 def prompts(body: dict[str, Any]) -> list[str]:
-    """Different prompts, decided by the request's seed."""
+    """Different prompts, decided by the request's seed, without those that are there already."""
     name, number = wanted(body)
+    there = body["messages"][-1]["content"]
     pairs = [f"a photo of a {look} {name} {place}" for look in LOOKS for place in PLACES]
+    pairs = [prompt for prompt in pairs if prompt not in there]
     return random.Random(body["seed"]).sample(pairs, min(number, len(pairs)))
 
 
