@@ -192,7 +192,11 @@ class LLMSection(Section):
 
 def _check_endpoint(endpoint: str) -> None:
     url = urlsplit(endpoint)
-    if url.scheme not in {"http", "https"} or not url.hostname:
+    try:
+        whole = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        whole = False
+    if not whole:
         raise ValueError(f"endpoint {endpoint!r} is no address; give one like http://127.0.0.1:8000/v1")
     if url.username or url.password or url.query or url.fragment:
         raise ValueError("endpoint holds more than an address; keys belong into the environment variable key_env names")

@@ -81,7 +81,8 @@ def test_nobody_answers_and_no_key(make_folder: Callable[..., Path], tmp_path: P
         url = server.url
     arguments = ("generate", photos, *PLAIN_ARGUMENTS, "--out", out, *settings(*LLM))
     said = variegate(*arguments, "--set", f"prompts.llm.endpoint={url}")
-    assert said.status == 1 and f"{url} cannot be reached" in said.err and "run the same command again" in said.err
+    assert said.status == 2 and f"{url}: cannot be reached (Connection refused) — start the server" in said.err
+    assert not out.exists(), "found before anything slow"
     said = variegate(
         *arguments, "--set", "prompts.llm.endpoint=https://llm.example.org/v1", "--out", tmp_path / "other"
     )

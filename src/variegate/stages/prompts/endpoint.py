@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # worth another
 NO_SCHEMA = frozenset({400, 415, 422, 500, 501})  # what servers answer that know no response_format
 RETRIES = 4
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+CONNECT_S = 5.0
 MAX_BYTES = 4 * 2**20  # of an answer
 SHOWN = 300  # characters of a server's complaint
 
@@ -44,6 +46,20 @@ def key_problems(section: LLMSection) -> list[Problem]:
         text = f"the environment variable {section.key_env} with the key for {section.endpoint} is not set"
         remedy = "set it, or name another one; prompts.llm.key_env=null for a server without keys"
         return [Problem("prompts.llm.key_env", text, remedy)]
+    return []
+
+
+def reach_problems(section: LLMSection) -> list[Problem]:
+    """A server on this machine that is not running: no request, only a connection."""
+    url = urlsplit(str(section.endpoint))
+    if not is_here(url.hostname or ""):
+        return []
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((str(url.hostname), port), timeout=CONNECT_S).close()
+    except OSError as exc:
+        text = f"cannot be reached ({exc.strerror or exc})"
+        return [Problem(str(section.endpoint), text, "start the server, or check prompts.llm.endpoint")]
     return []
 
 

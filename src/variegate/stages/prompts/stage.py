@@ -100,7 +100,7 @@ def check(
     """Raise UserError for texts that cannot be filled, that leave the model no token for the class, or that nobody can give.
 
     A few names or captions that are too long are only worth a warning, given when the stage runs. `root` is the run
-    folder, whose kept answers may make a key needless.
+    folder, whose kept answers may make a key needless; without it, as for plan, nobody is connected to.
     """
     section = recipe.prompts
     if section.method == "llm":
@@ -218,9 +218,10 @@ def _llm_problems(section: LLMSection, root: Path | None) -> list[Problem]:
 
         problems += local_problems(Path(section.local).expanduser())
     if section.endpoint and not kept:
-        from variegate.stages.prompts.endpoint import key_problems
+        from variegate.stages.prompts.endpoint import key_problems, reach_problems
 
         problems += key_problems(section)
+        problems += reach_problems(section) if root is not None else []
     return problems
 
 

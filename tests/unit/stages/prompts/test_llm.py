@@ -343,6 +343,16 @@ def test_a_missing_key_is_found_before_anything_slow_and_kept_answers_need_none(
         check(recipe_for(tiny_sd_long, endpoint="http://api.example.com/v1"), CLASSES, 3, 0)
 
 
+def test_a_run_is_refused_before_anything_slow_when_its_server_is_not_there(tiny_sd_long: Path, tmp_path: Path) -> None:
+    with ChatServer() as server:
+        recipe = recipe_for(tiny_sd_long, endpoint=server.url)
+        check(recipe, CLASSES, 3, 0, tmp_path / "run")
+    with pytest.raises(RecipeError, match=f"{server.url}: cannot be reached .Connection refused. — start the server"):
+        check(recipe, CLASSES, 3, 0, tmp_path / "run")
+    check(recipe, CLASSES, 3, 0)  # plan connects to nobody
+    assert not server.requests
+
+
 def test_an_unknown_model_and_a_wrong_address_are_quoted(ask: Callable[..., dict[str, Any]]) -> None:
     with ChatServer() as server, pytest.raises(RecipeError, match="404: no route /chat/completions.*ends in /v1"):
         ask("a", endpoint=server.url.removesuffix("/v1"))
@@ -355,6 +365,7 @@ def test_an_unknown_model_and_a_wrong_address_are_quoted(ask: Callable[..., dict
     ("llm", "said"),
     [
         ({"endpoint": "127.0.0.1:8000"}, "is no address"),
+        ({"endpoint": "http://127.0.0.1:port/v1"}, "is no address"),
         ({"endpoint": "http://user:pw@127.0.0.1/v1"}, "keys belong into the environment"),
         ({"endpoint": "http://127.0.0.1/v1?api_key=3"}, "keys belong into the environment"),
         ({"endpoint": "http://127.0.0.1/v1", "local": "x"}, "keep one"),
