@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_sd, tiny_sdxl  # noqa: F401 - fixtures
 
+from variegate.backends.folder import STARTER
+
+
+@pytest.fixture(scope="session")
+def drawing() -> Path:
+    """The starter, where only the drawing model's tokenizer matters."""
+    return STARTER
+
 
 @pytest.fixture(scope="session")
 def tiny_sd_long(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811

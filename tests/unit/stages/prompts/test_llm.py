@@ -39,13 +39,13 @@ class Teller(QuietReporter):
 
 
 @pytest.fixture
-def ask(tiny_sd_long: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def ask(drawing: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run the prompts stage in a run folder; gives texts of each class, the summary and what was said."""
 
     def call(out: str = "run", classes: list[ClassInfo] = CLASSES, **llm: Any) -> dict[str, Any]:
         section = {"model": "tiny", "per_class": 4, "parallel": 2, **llm}
         recipe = Recipe.model_validate(
-            {"backend": {"model": str(tiny_sd_long), "device": "cpu"}, "prompts": {"method": "llm", "llm": section}}
+            {"backend": {"model": str(drawing), "device": "cpu"}, "prompts": {"method": "llm", "llm": section}}
         )
         teller = Teller()
         with RunFolder.create(tmp_path / out) as folder:
@@ -326,26 +326,26 @@ def recipe_for(folder: Path, **llm: Any) -> Recipe:
 
 
 def test_a_missing_key_is_found_before_anything_slow_and_kept_answers_need_none(
-    tiny_sd_long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., dict[str, Any]]
+    drawing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., dict[str, Any]]
 ) -> None:
-    recipe = recipe_for(tiny_sd_long, endpoint="https://api.example.com/v1")
+    recipe = recipe_for(drawing, endpoint="https://api.example.com/v1")
     with pytest.raises(
         RecipeError, match="environment variable OPENAI_API_KEY with the key for https://api.example.com"
     ):
         check(recipe, CLASSES, 3, 0)
     with ChatServer() as server:
         ask(endpoint=server.url)
-        check(recipe_for(tiny_sd_long, endpoint=server.url), CLASSES, 3, 0)  # this machine asks for no key
+        check(recipe_for(drawing, endpoint=server.url), CLASSES, 3, 0)  # this machine asks for no key
     check(recipe, CLASSES, 3, 0, tmp_path / "run")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     check(recipe, CLASSES, 3, 0)
     with pytest.raises(RecipeError, match="in clear text"):
-        check(recipe_for(tiny_sd_long, endpoint="http://api.example.com/v1"), CLASSES, 3, 0)
+        check(recipe_for(drawing, endpoint="http://api.example.com/v1"), CLASSES, 3, 0)
 
 
-def test_a_run_is_refused_before_anything_slow_when_its_server_is_not_there(tiny_sd_long: Path, tmp_path: Path) -> None:
+def test_a_run_is_refused_before_anything_slow_when_its_server_is_not_there(drawing: Path, tmp_path: Path) -> None:
     with ChatServer() as server:
-        recipe = recipe_for(tiny_sd_long, endpoint=server.url)
+        recipe = recipe_for(drawing, endpoint=server.url)
         check(recipe, CLASSES, 3, 0, tmp_path / "run")
     with pytest.raises(RecipeError, match=f"{server.url}: cannot be reached .Connection refused. — start the server"):
         check(recipe, CLASSES, 3, 0, tmp_path / "run")
@@ -382,9 +382,9 @@ def test_a_section_that_contradicts_itself_is_refused(llm: dict[str, Any], said:
 # ------------------------------------------------------------------------------------------ cost
 
 
-def test_plan_counts_requests_and_dollars_and_asks_nobody(tiny_sd_long: Path, tmp_path: Path, ask: Callable) -> None:
+def test_plan_counts_requests_and_dollars_and_asks_nobody(drawing: Path, tmp_path: Path, ask: Callable) -> None:
     with ChatServer() as server:
-        recipe = recipe_for(tiny_sd_long, endpoint=server.url, contexts=["usual", "x"], usd_per_million=[100.0, 1000.0])
+        recipe = recipe_for(drawing, endpoint=server.url, contexts=["usual", "x"], usd_per_million=[100.0, 1000.0])
         answer = estimate(recipe, CLASSES)
         assert not server.requests
         found = ask(endpoint=server.url, model="m", per_class=10, contexts=["usual", "x"])

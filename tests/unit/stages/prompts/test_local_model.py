@@ -74,8 +74,8 @@ def recipe_for(drawing: Path, chat: Path, **llm: object) -> Recipe:
     )
 
 
-def test_a_local_chat_model_writes_the_prompts_and_its_answers_are_kept(tiny_sd_long: Path, tmp_path: Path) -> None:
-    recipe = recipe_for(tiny_sd_long, build_chat(tmp_path / "chat", says=True))
+def test_a_local_chat_model_writes_the_prompts_and_its_answers_are_kept(drawing: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(drawing, build_chat(tmp_path / "chat", says=True))
     check(recipe, CLASSES, 2, 0)
     state = torch.random.get_rng_state()
     with RunFolder.create(tmp_path / "run") as folder:
@@ -95,20 +95,20 @@ def test_a_local_chat_model_writes_the_prompts_and_its_answers_are_kept(tiny_sd_
     # the run's answers serve without the model
     shutil.rmtree(tmp_path / "chat")
     replay = recipe_for(
-        tiny_sd_long, tmp_path / "chat", local=None, model="chat", cache=str(tmp_path / "run/prompts/llm.jsonl")
+        drawing, tmp_path / "chat", local=None, model="chat", cache=str(tmp_path / "run/prompts/llm.jsonl")
     )
     with RunFolder.create(tmp_path / "replay") as folder:
         folder.put_dataset(CLASSES, [])
         assert run(Context(replay, folder, QuietReporter()))["llm"]["asked_now"] == 0
 
 
-def test_a_model_that_talks_nonsense_is_asked_anew_and_then_named(tiny_sd_long: Path, tmp_path: Path) -> None:
+def test_a_model_that_talks_nonsense_is_asked_anew_and_then_named(drawing: Path, tmp_path: Path) -> None:
     chat = build_chat(tmp_path / "chat", says=False)
     model = LocalModel(chat, "cpu")
     request = {"messages": [{"role": "user", "content": "hello"}], "seed": 5, "temperature": 2.0, "max_tokens": 12}
     assert model(request) == model(request)
     assert len({model({**request, "seed": seed}).answer for seed in range(8)}) > 1
-    recipe = recipe_for(tiny_sd_long, chat, max_tokens=16, tries=3, temperature=0)
+    recipe = recipe_for(drawing, chat, max_tokens=16, tries=3, temperature=0)
     with RunFolder.create(tmp_path / "run") as folder:
         folder.put_dataset([ClassInfo(0, "dog", "0000")], [])
         with pytest.raises(TaskFailed, match="no prompt for class 'dog' after 3 requests"):
@@ -117,10 +117,10 @@ def test_a_model_that_talks_nonsense_is_asked_anew_and_then_named(tiny_sd_long: 
 
 
 def test_a_folder_that_holds_no_chat_model_is_refused_with_everything_that_is_missing(
-    tiny_sd_long: Path, tmp_path: Path
+    drawing: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="is no folder"):
-        check(recipe_for(tiny_sd_long, tmp_path / "nothing"), CLASSES, 2, 0)
+        check(recipe_for(drawing, tmp_path / "nothing"), CLASSES, 2, 0)
     chat = build_chat(tmp_path / "chat", says=True)
     (chat / "model.safetensors").rename(chat / "pytorch_model.bin")
     (chat / "chat_template.jinja").unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def test_a_folder_that_holds_no_chat_model_is_refused_with_everything_that_is_mi
     config.pop("chat_template", None)
     (chat / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError) as caught:
-        check(recipe_for(tiny_sd_long, chat), CLASSES, 2, 0)
+        check(recipe_for(drawing, chat), CLASSES, 2, 0)
     assert "no safetensors" in str(caught.value) and "no chat template" in str(caught.value)
     with pytest.raises(RecipeError, match="cannot be loaded"):
         LocalModel(chat, "cpu")
