@@ -63,8 +63,8 @@ def run(
     problem found) before anything slow, TaskFailed when a piece of the work fails.
     """
     settled = settle(data, recipe, overrides)
-    check(settled, reporter_class())
     root = Path(out) if out is not None else default_out(settled.dataset.path)
+    check(settled, reporter_class(), root)
     if is_helper():
         return _help_out(settled, root)
     with ExitStack() as stack:
@@ -118,8 +118,10 @@ def settle(
     return load_recipe(os.fspath(recipe), overrides, path)
 
 
-def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
+def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = None) -> dict[str, Any]:
     """Validate everything a run depends on without writing anything; returns the facts of data and model.
+
+    `root` is the run folder, where there is one: what it holds already need not be to be had elsewhere.
 
     Raises UserError holding all problems: first those of data and model, which are found in a moment, then those of device,
     prompts, refining, curating and training, which need the libraries loaded.
@@ -144,7 +146,9 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
     if adapts:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)
     if draws:
-        steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
+        steps["prompts"] = lambda: check_prompts(
+            recipe, data.classes, data.num_training(), data.num_uncaptioned(), root
+        )
         steps["refine"] = lambda: check_refine(recipe)
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)

@@ -170,10 +170,11 @@ def plan(
     """Say what run would make and cost: images, steps, time, disk, memory. Touches nothing."""
     from variegate.api import check, settle
     from variegate.stages.generate.stage import estimate
+    from variegate.stages.prompts.stage import estimate as estimate_prompts
 
     settled = settle(data, recipe, overrides or ())
     facts = check(settled)
-    answer = estimate(settled, facts["data"], measure=measure)
+    answer = estimate(settled, facts["data"], measure=measure) | estimate_prompts(settled, facts["data"].classes)
     print(json.dumps(answer, ensure_ascii=False, indent=1) if as_json else _plan_text(answer))
 
 

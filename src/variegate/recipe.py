@@ -6,10 +6,12 @@ What needs the data or the model (class counts, one-step models) is checked by t
 
 from __future__ import annotations
 
-import string
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from variegate.templates import slot_problems
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Strength = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -22,17 +24,7 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-PLACEHOLDERS = frozenset({"name", "description", "caption", "environment"})
-
-
-def _check_placeholders(text: str, known: frozenset[str] = PLACEHOLDERS) -> None:
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-    except ValueError as exc:
-        raise ValueError(f"prompt {text!r} has an unbalanced brace; write {{{{ for a literal one") from exc
-    unknown = sorted(fields - known)
-    if unknown:
-        raise ValueError(f"prompt {text!r} uses unknown {{{unknown[0]}}}; known: {', '.join(sorted(known))}")
+CLASS_SLOTS = ("name", "description")  # what a text may say of a class alone
 
 
 class Section(BaseModel):
@@ -172,24 +164,105 @@ class AdaptSection(Section):
         return "lora" in self.method
 
 
-class PromptsSection(Section):
-    """What the model is told. Text may use {name}, {description}, {caption} and {environment}."""
+class LLMSection(Section):
+    """The language model that writes prompts: a server with the OpenAI interface, or a transformers chat model."""
 
-    method: Literal["template"] = "template"
-    text: str | list[str] = "a photo of a {name}"  # a list is dealt out evenly
-    environments: list[str] | Literal["groups"] = []  # dealt out evenly for {environment}; groups: those of the images
+    endpoint: str | None = None  # http://127.0.0.1:8000/v1 or https://HOST/v1
+    local: str | None = None  # instead: the folder of a transformers chat model
+    cache: str | None = None  # answers of another run (its prompts/llm.jsonl); what is in there is not asked again
+    model: str = ""  # the server's name for it
+    key_env: str | None = "OPENAI_API_KEY"  # environment variable with the key; null: none is sent
+    per_class: int = Field(10, ge=1, le=1000)  # prompts a class, shared evenly between the contexts
+    contexts: Annotated[list[str], Field(min_length=1)] = ["usual"]  # usual, uncommon, or words of your own
+    about: str = ""  # a sentence about the pictures, said in every request
+    max_words: int = Field(20, ge=3, le=200)  # of a prompt
+    temperature: float | None = Field(1.0, ge=0.0, le=2.0)  # null: the server's own
+    max_tokens: int | None = Field(2048, ge=16)  # of an answer; null: the server's own
+    tries: int = Field(5, ge=1, le=100)  # requests for each 40 prompts of a class and context until they are there
+    parallel: int = Field(4, ge=1, le=64)  # requests at a time
+    timeout_s: float = Field(120.0, gt=0.0)
+    usd_per_million: Annotated[list[float], Field(min_length=2, max_length=2)] | None = (
+        None  # tokens [in, out], for plan
+    )
+
+    @model_validator(mode="after")
+    def _who(self) -> LLMSection:
+        if self.endpoint and self.local:
+            raise ValueError("endpoint and local are both given; keep one")
+        if self.endpoint and not self.model:
+            raise ValueError("endpoint needs model: the server's name for it")
+        if len(set(self.contexts)) < len(self.contexts) or len(self.contexts) > self.per_class:
+            raise ValueError(
+                f"contexts must be different and at most per_class ({self.per_class}), got {self.contexts}"
+            )
+        if self.endpoint:
+            _check_endpoint(self.endpoint)
+        return self
+
+    @property
+    def named(self) -> bool:
+        """Whether it is said who answers."""
+        return any((self.endpoint, self.local, self.cache))
+
+
+def _check_endpoint(endpoint: str) -> None:
+    url = urlsplit(endpoint)
+    try:
+        whole = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        whole = False
+    if not whole:
+        raise ValueError(f"endpoint {endpoint!r} is no address; give one like http://127.0.0.1:8000/v1")
+    if url.username or url.password or url.query or url.fragment:
+        raise ValueError("endpoint holds more than an address; keys belong into the environment variable key_env names")
+
+
+class PromptsSection(Section):
+    """What the model is told. Texts may use {name}, {description}, {caption}, {environment} and {style}."""
+
+    method: Literal["template", "file", "llm"] = "template"  # where texts come from: `text`, `file`, or `llm`
+    text: str | list[str] = "a photo of a {name}"  # a list is dealt out evenly; the words of adapting with any method
+    file: str | None = None  # DIAGen's .csv, a .jsonl of class_name and prompt, or a text with one prompt a line
+    environments: str | list[str] = []  # dealt out evenly for {environment}: a bank, phrases, a text file with one a
+    # line, or groups: those of the images
+    styles: str | list[str] = []  # dealt out evenly for {style}: a bank, phrases, or a text file
     negative: str = ""
+    llm: LLMSection = LLMSection()
 
     @model_validator(mode="after")
     def _placeholders(self) -> PromptsSection:
-        texts = [self.text] if isinstance(self.text, str) else self.text
-        if not texts:
+        if not self.texts:
             raise ValueError("text is an empty list; give at least one prompt")
-        for text in texts:
-            _check_placeholders(text)
-            if "{environment}" in text and not self.environments:  # "groups" is looked up in the data
-                raise ValueError("text uses {environment} but environments is empty; list some phrases there")
+        for text in self.texts:
+            for problem in slot_problems(text):
+                raise ValueError(problem)
+        self._check_source()
+        if self.method == "template":
+            self._check_phrases()
         return self
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if isinstance(self.text, str) else list(self.text)
+
+    def _check_source(self) -> None:
+        if (self.method == "file") != (self.file is not None):
+            raise ValueError("method file and file go together: file names the list of prompts")
+        if (self.method == "llm") != self.llm.named:
+            raise ValueError("method llm and llm.endpoint, llm.local or llm.cache go together: they say who answers")
+        places = [] if self.environments == "groups" else self.environments  # groups: for adapting, as text is
+        if self.method == "llm" and (places or self.styles):
+            raise ValueError("method llm writes whole prompts; use llm.contexts instead of environments and styles")
+
+    def _check_phrases(self) -> None:
+        for slot, key, given in (("environment", "environments", self.environments), ("style", "styles", self.styles)):
+            used = any(f"{{{slot}}}" in text for text in self.texts)
+            if used and not given:  # "groups" is looked up in the data
+                raise ValueError(f"text uses {{{slot}}} but {key} is empty; name a bank or list some phrases there")
+            if given and not used:
+                raise ValueError(
+                    f"{key} is given and no text says {{{slot}}}; put it there: 'a photo of a {{name}}, {{{slot}}}'"
+                )
 
 
 class TokenNoiseSection(Section):
@@ -279,7 +352,8 @@ class HybridBlendStep(Section):
             raise ValueError(
                 f"stride {self.stride} is larger than patch {self.patch}: parts would not be seen; lower it"
             )
-        _check_placeholders(self.text, frozenset({"name", "description"}))
+        for problem in slot_problems(self.text, CLASS_SLOTS):
+            raise ValueError(problem)
         if "{" not in self.text.replace("{{", ""):
             raise ValueError(f"text {self.text!r} says nothing of the class; put {{name}} or {{description}} in it")
         return self
@@ -308,8 +382,8 @@ class CurateStep(Section):
         if not self.encoder.startswith("clip:"):
             known = "clip:starter, clip:NAME or clip:FOLDER"
             raise ValueError(f"text-agreement needs an image-text model and encoder is {self.encoder}; use {known}")
-        for text in (self.text, *([self.against] if self.against is not None else [])):
-            _check_placeholders(text, frozenset({"name", "description"}))
+        for problem in [*slot_problems(self.text, CLASS_SLOTS), *slot_problems(self.against or "", CLASS_SLOTS)]:
+            raise ValueError(problem)
         if self.against is None and "{" not in self.text.replace("{{", ""):
             raise ValueError(
                 f"text {self.text!r} says the same of every class; put {{name}} or {{description}} in it, or give against"
@@ -499,8 +573,7 @@ def _check_refine_use(steps: list[RefineStep], method: Strategy) -> None:
 
 def _check_tokens_said(recipe: Recipe) -> None:
     """Learned tokens that no prompt would say."""
-    texts = [recipe.prompts.text] if isinstance(recipe.prompts.text, str) else recipe.prompts.text
-    silent = next((text for text in texts if "{name}" not in text), None)
+    silent = next((text for text in recipe.prompts.texts if "{name}" not in text), None)
     if recipe.adapt.has_tokens and silent is not None:
         raise ValueError(
             f"prompts.text {silent!r} never says {{name}}, so adapt.method {recipe.adapt.method} would learn tokens "

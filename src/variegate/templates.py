@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from variegate.records import ClassInfo
 
-_EMPTY_CLAUSE = re.compile(r"\s*,\s*(?=,|$)")
+SLOTS = ("name", "description", "caption", "environment", "style")
+_GAP = "\0"  # stands for a value that is empty
+_EMPTY = re.compile(r"\s*,\s*\0\s*(?=,|$)|^\0\s*,?\s*|\s*\0")
+_ARTICLE_BEFORE, _ARTICLE_FIRST = (
+    re.compile(r"\b(?:a|an|the) $", re.IGNORECASE),
+    re.compile(r"(?:a|an|the) \S", re.IGNORECASE),
+)
 
 
 def placeholders(text: str) -> set[str]:
@@ -19,16 +25,36 @@ def placeholders(text: str) -> set[str]:
     return {field for _, field, _, _ in string.Formatter().parse(text) if field}
 
 
-def render(text: str, *, name: str, description: str = "", caption: str = "", environment: str = "") -> str:
-    """Fill one template; a clause left empty goes with its comma.
+def slot_problems(text: str, known: Collection[str] = SLOTS) -> list[str]:
+    """Why a template cannot be filled; empty when it can."""
+    try:
+        slots = {slot for _, slot, _, _ in string.Formatter().parse(text) if slot is not None}
+    except ValueError:
+        return [f"prompt {text!r} has an unbalanced brace; write {{{{ for a literal one"]
+    unknown = sorted(slots - set(known))
+    return [f"prompt {text!r} uses unknown {{{unknown[0]}}}; known: {', '.join(sorted(known))}"] if unknown else []
+
+
+def render(
+    text: str, *, name: str, description: str = "", caption: str = "", environment: str = "", style: str = ""
+) -> str:
+    """Fill one template; a clause left empty goes with its comma, and no value doubles an article.
 
     >>> render("a photo of a {name}, {environment}", name="black {grouse}", environment="in snow")
     'a photo of a black {grouse}, in snow'
-    >>> render("a photo of a {name}, {environment}", name="lynx")
+    >>> render("a photo of a {name} {environment}, {style}", name="lynx")
     'a photo of a lynx'
+    >>> render("a photo of a {description}", name="owl", description="an owl with ears")
+    'a photo of an owl with ears'
     """
-    filled = text.format(name=name, description=description, caption=caption, environment=environment)
-    return _EMPTY_CLAUSE.sub("", filled).strip() if "" in (caption, environment) else filled
+    values = {"name": name, "description": description, "caption": caption, "environment": environment, "style": style}
+    filled = ""
+    for literal, field, _, _ in string.Formatter().parse(text):
+        value = (values[field] or _GAP) if field is not None else ""
+        if field in {"description", "style"} and _ARTICLE_FIRST.match(value):
+            literal = _ARTICLE_BEFORE.sub("", literal)
+        filled += literal + value
+    return _EMPTY.sub("", filled).strip() if _GAP in filled else filled
 
 
 def plain_name(info: ClassInfo) -> str:

@@ -44,14 +44,23 @@ def read_class_names(paths: Sequence[Path]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def matched(found: Sequence[str], given: Sequence[str], where: str) -> tuple[dict[str, str], list[Problem]]:
-    """Names in a file -> the user's spelling of them, equal up to underscores, slashes and spaces."""
+def spellings(found: Sequence[str], given: Sequence[str]) -> dict[str, list[str]]:
+    """Names in a file -> the names given that they may mean: the very one, or those equal but for `plain`.
+
+    >>> spellings(["cell phone", "car"], ["cell_phone", "carrot"])
+    {'cell phone': ['cell_phone'], 'car': []}
+    """
     by_plain: dict[str, list[str]] = {}
     for name in given:
         by_plain.setdefault(plain(name), []).append(name)
+    exact = set(given)
+    return {name: [name] if name in exact else by_plain.get(plain(name), []) for name in found}
+
+
+def matched(found: Sequence[str], given: Sequence[str], where: str) -> tuple[dict[str, str], list[Problem]]:
+    """Names in a file -> the user's spelling of them, equal up to underscores, slashes and spaces."""
     known, problems = {}, []
-    for name in found:
-        same = [name] if name in given else by_plain.get(plain(name), [])
+    for name, same in spellings(found, given).items():
         if len(same) == 1:
             known[name] = same[0]
         elif same:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,38 +14,23 @@ from variegate.files import write_atomic
 from variegate.importers.csv_files import read_rows, shortened
 from variegate.importers.found import Found
 from variegate.importers.names import matched
+from variegate.phrases import MAX_PHRASE, different, read_lines
+from variegate.prompt_lists import DIAGEN
+from variegate.templates import slot_problems
 
-DIAGEN = ("class_name", "class_idx", "prompt")
-MAX_BYTES = 16 * 2**20  # of an environment file
-MAX_PHRASE = 200  # characters
 _WORDS = (
     "aboard above across against along alongside amid amidst among amongst around at atop before behind below beneath beside "
-    "between beyond by down during inside in near next on off onto outside over past through throughout toward towards "
+    "between beyond by down during from inside in near next on off onto outside over past through throughout toward towards "
     "under underneath up upon with within without"
 )
 PLACES = frozenset(_WORDS.split())
 ENOUGH = 0.8  # share of the lines that must begin with such a word
 
 
-def environments(text: str) -> tuple[list[str], int]:
-    """The different phrases in their order, and how many lines repeat one.
-
-    >>> environments("in snow\\n\\non a rock\\nin  snow\\n")
-    (['in snow', 'on a rock'], 1)
-    """
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    different = list(dict.fromkeys(lines))
-    return different, len(lines) - len(different)
-
-
 def environments_found(path: Path) -> Found:
     """DasDiff's environment file as the prompts section of a recipe; raises DataError where the lines are no places."""
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(Problem(str(path), f"is a text of more than {MAX_BYTES:,} bytes", "import it in parts"))
-    try:
-        phrases, repeated = environments(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as exc:
-        raise DataError(Problem(str(path), f"is no UTF-8 text: {exc}", "save it as UTF-8")) from exc
+    found = different(read_lines(path))
+    phrases, repeated = list(found.phrases), found.repeated
     odd = [phrase for phrase in phrases if phrase.split()[0].lower() not in PLACES]
     too_long = [phrase for phrase in phrases if len(phrase) > MAX_PHRASE]
     if not phrases or len(odd) > (1 - ENOUGH) * len(phrases) or too_long:
@@ -61,9 +45,7 @@ def environments_found(path: Path) -> Found:
             folder / "prompts.yaml", f"# from {path.name}: paste into a recipe, or run it as one\n{body}".encode()
         )
 
-    notes = (
-        [f"{repeated:,} of {len(phrases) + repeated:,} lines repeat another one and were dropped"] if repeated else []
-    )
+    notes = found.repeats(path.name)
     if odd:
         notes.append(f"{len(odd):,} lines do not begin like a place, for example {odd[0]!r}")
     facts = {"lines": len(phrases) + repeated, "different": len(phrases), "repeated": repeated}
@@ -83,17 +65,17 @@ def prompts_found(path: Path, classes: Sequence[str] | None) -> Found:
         spelled, problems = matched(names, classes, str(path))
     if problems:
         raise DataError(shortened(problems, path))
-    different = list(dict.fromkeys((spelled[name], prompt) for name, prompt in lines))
+    unique = list(dict.fromkeys((spelled[name], prompt) for name, prompt in lines))
 
     def write(folder: Path) -> None:
-        rows = (json.dumps({"class_name": name, "text": text}, ensure_ascii=False) for name, text in different)
+        rows = (json.dumps({"class_name": name, "prompt": text}, ensure_ascii=False) for name, text in unique)
         write_atomic(folder / "prompts.jsonl", "".join(f"{row}\n" for row in rows).encode())
 
-    counts = Counter(name for name, _ in different).values()
+    counts = Counter(name for name, _ in unique).values()
     each = min(counts) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    facts = {"rows": len(lines), "classes": len(names), "prompts_each": each, "repeated": len(lines) - len(different)}
-    note = "recipes cannot read a prompt list of each class yet: it takes prompts.method: file, which is not there (issue 4)"
-    return Found("prompts", "DIAGen", (path,), facts, write, notes=(note,))
+    facts = {"rows": len(lines), "classes": len(names), "prompts_each": each, "repeated": len(lines) - len(unique)}
+    after = "variegate run DATA --set prompts.method=file --set prompts.file={out}/prompts.jsonl"
+    return Found("prompts", "DIAGen", (path,), facts, write, after)
 
 
 def _row_reasons(values: dict[str, str]) -> list[str]:
@@ -102,10 +84,7 @@ def _row_reasons(values: dict[str, str]) -> list[str]:
         reasons.append("class_name is empty")
     if not values["class_idx"].isdigit():
         reasons.append(f"class_idx is {values['class_idx']!r}, should be a whole number")
-    try:
-        slots = {slot for _, slot, _, _ in string.Formatter().parse(values["prompt"]) if slot is not None}
-    except ValueError:
-        return [*reasons, f"prompt {values['prompt']!r} has an unbalanced brace"]
-    if slots != {"name"}:
-        reasons.append(f"prompt {values['prompt']!r} needs the slot {{name}} and no other")
-    return reasons
+    unfit = slot_problems(values["prompt"], ("name",))
+    if not unfit and "{name}" not in values["prompt"]:
+        unfit = [f"prompt {values['prompt']!r} needs the slot {{name}}"]
+    return reasons + unfit

@@ -148,23 +148,23 @@ DIAGEN = (
 )
 
 
-def test_diagen_prompts_keep_their_classes_and_say_what_is_missing(tmp_path: Path) -> None:
+def test_diagen_prompts_keep_their_classes_and_say_how_to_draw_with_them(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text(DIAGEN)
     record = import_artefact(tmp_path / "prompts.csv", tmp_path / "out")
     assert lines(tmp_path / "out" / "prompts.jsonl") == [
-        {"class_name": "car", "text": "a photo of a red {name}, at dusk"},
-        {"class_name": "car", "text": "a photo of a {name}"},
-        {"class_name": "bus", "text": "a {name}"},
+        {"class_name": "car", "prompt": "a photo of a red {name}, at dusk"},
+        {"class_name": "car", "prompt": "a photo of a {name}"},
+        {"class_name": "bus", "prompt": "a {name}"},
     ]
     assert record["facts"]["classes"] == 2 and record["facts"]["prompts_each"] == "1 to 2"
-    assert any("prompts.method: file" in note for note in record["notes"])
+    assert record["next"].endswith(f"prompts.file={tmp_path / 'out'}/prompts.jsonl")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("a {name}\n", "a bus\n", r"needs the slot \{name\}"),
-        ("a {name}\n", "a {name} {0.__class__}\n", r"needs the slot \{name\}"),
+        ("a {name}\n", "a {name} {0.__class__}\n", r"uses unknown \{0.__class__\}; known: name"),
         ("a {name}\n", "a {name\n", "unbalanced brace"),
         ("bus;1", "bus;one", "class_idx is 'one'"),
         ("bus;1;", "bus;1;2;", "has 4 fields"),

@@ -17,7 +17,6 @@ def captions_of(
     {environment} is the image's own group where prompts.environments is `groups`; else nobody knows it and its clause is left out.
     """
     prompts = recipe.prompts
-    texts = [prompts.text] if isinstance(prompts.text, str) else list(prompts.text)
     by_label = {info.label: info for info in classes}
     words = {info.label: class_word(info, placeholders, recipe.adapt.superclass) for info in classes}
     found = []
@@ -28,5 +27,5 @@ def captions_of(
             "caption": image.caption or "",
             "environment": (image.group or "") if prompts.environments == "groups" else "",
         }
-        found.append([render(text, **values) for text in texts])
+        found.append([render(text, **values) for text in prompts.texts])
     return found

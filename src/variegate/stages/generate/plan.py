@@ -114,6 +114,14 @@ class _Dealer:
         parts = [deal(self.rng(c, purpose), options[c], count) for c, count in enumerate(self.counts)]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
+    def even_where(self, purpose: str, options: int, chosen: np.ndarray) -> np.ndarray:
+        """The same among each class's `chosen` rows alone; 0 in the others: int64 [row]."""
+        dealt = np.zeros(len(chosen), np.int64)
+        for c, rows in enumerate(np.split(np.arange(len(chosen)), np.cumsum(self.counts)[:-1])):
+            mine = rows[chosen[rows]]
+            dealt[mine] = deal(self.rng(c, purpose), options, len(mine))
+        return dealt
+
 
 def deal(rng: np.random.Generator, options: int, count: int) -> np.ndarray:
     """Shuffled rounds of 0..options-1, cut to `count`: every option as often as any other, within one."""
@@ -174,11 +182,11 @@ def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) 
 def _prompts(
     pool: PromptPool, source: np.ndarray, target: np.ndarray, by_label: Sequence[np.ndarray], dealer: _Dealer
 ) -> np.ndarray:
-    """Texts and environments dealt evenly; captions come from the source where it has the target's class, else from a
-    dealt image of the target's class."""
-    num_classes = len(dealer.counts)
-    text = dealer.even("text", [pool.table.shape[1]] * num_classes)
-    environment = dealer.even("environment", [pool.table.shape[2]] * num_classes)
+    """Texts, environments and styles dealt evenly and apart from each other, environments and styles among the rows whose
+    text uses them; captions come from the source where it has the target's class, else from a dealt image of it."""
+    text = dealer.even("text", pool.num_texts)
+    environment = dealer.even_where("environment", pool.table.shape[2], pool.uses_environment[target, text])
+    style = dealer.even_where("style", pool.table.shape[3], pool.uses_style[target, text])
     key = target
     if pool.per_image:
         labels = np.zeros(sum(len(own) for own in by_label), np.int64)
@@ -186,7 +194,7 @@ def _prompts(
             labels[own] = label
         same = (source != FROM_TEXT) & (labels[source] == target)
         key = np.where(same, source, _dealt_from(by_label, dealer, "caption"))
-    return pool.table[key, text, environment].astype(np.int32)
+    return pool.table[key, text, environment, style]
 
 
 # ------------------------------------------------------------------------------------------ order and names

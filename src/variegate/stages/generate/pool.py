@@ -1,4 +1,4 @@
-"""The prompts that can be dealt, as one table: [class or image, text, environment] -> prompt.
+"""The prompts that can be dealt, as one table: [class or image, text, environment, style] -> prompt.
 
 Pure; reads the lines of prompts/prompts.jsonl.
 """
@@ -13,35 +13,46 @@ import numpy as np
 
 from variegate.records import ClassInfo, RealImage
 
+ABSENT = -1  # in the table
+
 
 @dataclass(frozen=True, slots=True)
 class PromptPool:
-    """`table` indexes `texts`; its first axis runs over classes, or over training images where prompts hold captions."""
+    """`table` indexes `texts`; its first axis runs over classes, or over training images where prompts hold captions.
+
+    Classes may have different numbers of texts; what a class does not have is ABSENT.
+    """
 
     texts: tuple[str, ...]
-    table: np.ndarray  # int32 [class or image, text, environment]
+    table: np.ndarray  # int32 [class or image, text, environment, style]
+    num_texts: np.ndarray  # int64 [class]
+    uses_environment: np.ndarray  # bool [class, text]
+    uses_style: np.ndarray  # bool [class, text]
     per_image: bool
 
 
 def parse_pool(lines: Iterable[str], classes: Sequence[ClassInfo], images: Sequence[RealImage]) -> PromptPool:
-    """Read prompt lines (label, image, text, environment, prompt); `images` in the order the plan uses."""
+    """Read prompt lines (label, image, text, environment, style, prompt); `images` in the order the plan uses."""
     rows = [json.loads(line) for line in lines]
     per_image = bool(rows) and rows[0]["image"] is not None
     keys = [image.id for image in images] if per_image else [info.label for info in classes]
     position = {key: index for index, key in enumerate(keys)}
-    num_texts = 1 + max((row["text"] for row in rows), default=0)
-    num_environments = 1 + max((row["environment"] or 0 for row in rows), default=0)
+    shape = [1 + max((row.get(axis) or 0 for row in rows), default=0) for axis in ("text", "environment", "style")]
     texts: dict[str, int] = {}
-    table = np.zeros((len(keys), num_texts, num_environments), np.int32)
+    table = np.full((len(keys), *shape), ABSENT, np.int32)
+    num_texts = np.ones(len(classes), np.int64)
+    uses = {axis: np.zeros((len(classes), shape[0]), bool) for axis in ("environment", "style")}
     for row in rows:
         number = texts.setdefault(row["prompt"], len(texts))
-        place = slice(None) if row["environment"] is None else row["environment"]
-        table[position[row["image"] if per_image else row["label"]], row["text"], place] = number
-    return PromptPool(tuple(texts), table, per_image)
+        place, look = (slice(None) if row.get(axis) is None else row[axis] for axis in uses)
+        table[position[row["image"] if per_image else row["label"]], row["text"], place, look] = number
+        num_texts[row["label"]] = max(num_texts[row["label"]], row["text"] + 1)
+        for axis, column in uses.items():
+            column[row["label"], row["text"]] = row.get(axis) is not None
+    return PromptPool(tuple(texts), table, num_texts, uses["environment"], uses["style"], per_image)
 
 
 def pool_of_names(classes: Sequence[ClassInfo]) -> PromptPool:
     """One prompt a class, for estimates made before prompts are rendered."""
-    texts = tuple(dict.fromkeys(info.name for info in classes))
-    table = np.array([texts.index(info.name) for info in classes], np.int32).reshape(-1, 1, 1)
-    return PromptPool(texts, table, per_image=False)
+    rows = [{"label": info.label, "image": None, "text": 0, "prompt": info.name} for info in classes]
+    return parse_pool(map(json.dumps, rows), classes, [])

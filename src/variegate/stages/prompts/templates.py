@@ -1,9 +1,10 @@
-"""Render prompt templates: texts x environments for every class, or for every image where the caption is asked for. Pure."""
+"""Render prompt templates: texts x environments x styles of every class, or of every image where the caption is asked for. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from variegate.errors import Problem
 from variegate.records import ClassInfo, RealImage
@@ -12,23 +13,44 @@ from variegate.templates import class_word, described, placeholders, render
 
 @dataclass(frozen=True, slots=True)
 class PromptLine:
-    """One prompt and what it belongs to; `image` only where the text uses the caption, `environment` where it uses one."""
+    """One prompt and what it belongs to: `text` counts the texts of its class; `image`, `environment` and `style` only
+    where the text uses one."""
 
     label: int
     image: str | None
     text: int
     environment: int | None
+    style: int | None
     prompt: str
 
 
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What prompts are made of: the texts of each class [label][text], and phrases for their slots."""
+
+    texts: Sequence[Sequence[str]]
+    environments: Sequence[str] = ()
+    styles: Sequence[str] = ()
+
+    def all_texts(self) -> list[str]:
+        return list(dict.fromkeys(text for own in self.texts for text in own))
+
+    def phrase_problems(self, where: str, *, needless: bool = True) -> list[Problem]:
+        """Slots that texts use and nothing fills, and `needless` phrases, which no text uses."""
+        problems = []
+        for slot, phrases in (("environment", self.environments), ("style", self.styles)):
+            used = any(slot in placeholders(text) for text in self.all_texts())
+            if used and not phrases:
+                problems.append(Problem(where, f"uses {{{slot}}} and prompts.{slot}s is empty", "name a bank there"))
+            if phrases and not used and needless:
+                problems.append(Problem(f"prompts.{slot}s", f"no text of {where} says {{{slot}}}", "leave it out"))
+        return problems
+
+
 def render_all(
-    texts: Sequence[str],
-    environments: Sequence[str],
-    classes: Sequence[ClassInfo],
-    images: Sequence[RealImage],
-    words: Sequence[str] = (),
+    material: Material, classes: Sequence[ClassInfo], images: Sequence[RealImage], words: Sequence[str] = ()
 ) -> list[PromptLine]:
-    """Every prompt that can be needed, in order of class, image, text and environment.
+    """Every prompt that can be needed, in order of class, image, text, environment and style.
 
     `words` are what {name} says for each class; the class names where they are not given.
 
@@ -37,33 +59,35 @@ def render_all(
     by_label: dict[int, list[RealImage]] = {info.label: [] for info in classes}
     for image in images:
         by_label[image.label].append(image)
-    per_image = any("caption" in placeholders(text) for text in texts)
-    lines = []
+    per_image = any("caption" in placeholders(text) for text in material.all_texts())
+    lines: list[PromptLine] = []
     for info in classes:
+        word = words[info.label] if words else class_word(info)
         for image in by_label[info.label] if per_image else [None]:
-            lines += _lines(texts, environments, info, image, words[info.label] if words else class_word(info))
+            lines += _lines(material, info, image, word)
     return lines
 
 
-def _lines(
-    texts: Sequence[str], environments: Sequence[str], info: ClassInfo, image: RealImage | None, word: str
-) -> list[PromptLine]:
-    lines = []
+def _lines(material: Material, info: ClassInfo, image: RealImage | None, word: str) -> Iterator[PromptLine]:
     values = {"name": word, "description": described(info), "caption": (image.caption or "") if image else ""}
-    for number, text in enumerate(texts):
-        used = enumerate(environments or [""]) if "environment" in placeholders(text) else [(None, "")]
-        for place, environment in used:
-            prompt = render(text, environment=environment, **values)
-            lines.append(PromptLine(info.label, image.id if image else None, number, place, prompt))
-    return lines
+    for number, text in enumerate(material.texts[info.label]):
+        used = placeholders(text)
+        places = _choices(material.environments, "environment" in used)
+        for (place, environment), (look, style) in product(places, _choices(material.styles, "style" in used)):
+            prompt = render(text, environment=environment, style=style, **values)
+            yield PromptLine(info.label, image.id if image else None, number, place, look, prompt)
 
 
-def missing_captions(texts: Sequence[str], num_images: int, num_uncaptioned: int) -> list[Problem]:
+def _choices(phrases: Sequence[str], used: bool) -> list[tuple[int | None, str]]:
+    return list(enumerate(phrases or [""])) if used else [(None, "")]
+
+
+def missing_captions(where: str, texts: Sequence[str], num_images: int, num_uncaptioned: int) -> list[Problem]:
     """Why {caption} cannot be filled; empty when it can, or is not used."""
     if not num_uncaptioned or not any("caption" in placeholders(text) for text in texts):
         return []
     text = f"uses {{caption}} and {num_uncaptioned:,} of {num_images:,} training images have none"
-    return [Problem("prompts.text", text, "add a caption column to the table of images, or use {name}")]
+    return [Problem(where, text, "add a caption column to the table of images, or use {name}")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,57 @@ def test_texts_environments_and_sources_are_dealt_evenly_and_independently() -> 
     assert len({plan.prompts[k] for k in plan.prompt[one]}) > 5  # a source meets many prompts
 
 
+def lines_of(
+    classes: list[ClassInfo], texts: list[int], environments: int, styles: int, *, first_is_plain: bool
+) -> list[str]:
+    """Prompt lines: `texts` of each class, of which the first may use no environment."""
+    rows = []
+    for info, count in zip(classes, texts, strict=True):
+        for text in range(count):
+            places = [None] if first_is_plain and text == 0 else range(environments)
+            rows += [
+                {"label": info.label, "image": None, "text": text, "environment": e, "style": s,
+                 "prompt": f"{info.label} t{text} e{e} s{s}"}
+                for e in places for s in range(styles)
+            ]  # fmt: skip
+    return [json.dumps(row) for row in rows]
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(1, 60),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_class_deals_its_own_texts_evenly_and_places_and_styles_too(
+    texts: list[int], environments: int, styles: int, first_is_plain: bool, per_class: int
+) -> None:
+    classes, images = data(*[2] * len(texts))
+    pool = parse_pool(lines_of(classes, texts, environments, styles, first_is_plain=first_is_plain), classes, images)
+    section = GenerateSection(method="real-aug", per_class=per_class)
+    plan = make_plan(classes, images, section, pool, BACKEND, negative="", seed=0)
+    for label, count in enumerate(texts):
+        said = [plan.prompts[k].split() for k in plan.prompt[plan.target == label]]
+        assert {words[0] for words in said} == {str(label)}
+        for column, options in ((1, count), (2, environments), (3, styles)):
+            dealt = Counter(words[column] for words in said if words[column] != "eNone")
+            assert len(dealt) <= options
+            if dealt:
+                assert max(dealt.values()) - (min(dealt.values()) if len(dealt) == options else 0) <= 1
+
+
+def test_prompts_and_token_noise_meet_in_every_pair_where_diagens_shared_counter_skips_half() -> None:
+    """DIAGen takes prompt n mod 10 and token n mod 4: only 20 of the 40 pairs ever occur."""
+    classes, images = data(2, 2)
+    pool = parse_pool(lines_of(classes, [10, 10], 1, 1, first_is_plain=False), classes, images)
+    section = GenerateSection(method="ti-aug", per_class=400, token_noise={"std": [0.0, 0.005, 0.01, 0.025]})
+    plan = make_plan(classes, images, section, pool, BACKEND, negative="", seed=0)
+    pairs = set(zip(plan.prompt[plan.target == 0].tolist(), plan.token_std[plan.target == 0].tolist(), strict=True))
+    assert len(pairs) == 40
+
+
 def test_captions_come_from_the_source_or_from_the_target_class() -> None:
     classes, images = data(3, 3)
     lines = [
