@@ -135,6 +135,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
 
     from variegate.stages.adapt.stage import check as check_adapt
     from variegate.stages.curate.stage import check as check_curate
+    from variegate.stages.generate.stage import check as check_generate
     from variegate.stages.prompts.stage import check as check_prompts
     from variegate.stages.train.stage import check as check_train
 
@@ -144,6 +145,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)
     if draws:
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
+        steps["generate"] = lambda: check_generate(recipe, data.num_training(), data.num_unmasked())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)
     return facts

@@ -52,6 +52,10 @@ class DatasetFacts:
         found = [image.found for image in self.images if image.split == "train"]
         return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
 
+    def num_unmasked(self) -> int:
+        """Training images without a mask."""
+        return sum(1 for image in self.images if image.split == "train" and image.found.mask is None)
+
     def identity(self) -> str:
         """Hash of the classes and of every image's name, label, split, notes and bytes, wherever the files lie."""
         classes = [(one.name, one.description) for one in self.classes]
