@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +136,7 @@ def unet_problems(folder: Path, unet: Path) -> list[Problem]:
     config.json names. A single file may hold some of them (concept erasure trains the cross-attention alone); the
     model keeps the others.
     """
-    where, remedy = f"backend.unet: {unet}", "use a U-Net of the same architecture, or the model it was made for"
+    where = f"backend.unet: {unet}"
     if unet.is_dir():
         problems = _check_weights(unet, "get the U-Net again")
     else:
@@ -147,14 +147,19 @@ def unet_problems(folder: Path, unet: Path) -> list[Problem]:
     own, found = weight_shapes(folder / "unet"), weight_shapes(unet)
     if unet.is_dir() and len(own.get("conv_in.weight", ())) == 4:
         own["conv_in.weight"][1] = _load(unet / "config.json").get("in_channels", 4)
+    return shape_problems(where, found, own, whole=unet.is_dir())
+
+
+def shape_problems(
+    where: str, found: Mapping[str, list[int]], own: Mapping[str, list[int]], *, whole: bool = False
+) -> list[Problem]:
+    """Weights (name -> shape) that the model's U-Net has not, or in another shape; with `whole` also those missing."""
     unknown = sorted(set(found) - set(own))
-    missing = sorted(set(own) - set(found)) if unet.is_dir() or not found else []
-    wrong = [
-        f"{name} {found[name]} against {own[name]}"
-        for name in sorted(set(own) & set(found))
-        if own[name] != found[name]
-    ]
+    missing = sorted(set(own) - set(found)) if whole or not found else []
+    both = sorted(set(own) & set(found))
+    wrong = [f"{name} {found[name]} against {own[name]}" for name in both if found[name] != own[name]]
     texts = {"keys that the model's U-Net has not": unknown, "keys missing": missing, "shapes that differ": wrong}
+    remedy = "use a U-Net of the same architecture, or the model it was made for"
     return [Problem(where, f"{len(names):,} {text}: {_some(names)}", remedy) for text, names in texts.items() if names]
 
 
