@@ -237,12 +237,10 @@ class DiffusionBackend:
 
     def _given(self, sources: torch.Tensor | None, repaint: np.ndarray | None, masked: torch.Tensor | None) -> Given:
         """What the model's kind makes of sources and masks; raises ValueError for what it cannot draw."""
-        kind, lacks = (
-            self.spec.kind,
-            sources is None or (self.spec.kind == "inpaint" and (repaint is None or masked is None)),
-        )
-        if (kind != "text-to-image" and lacks) or (kind == "edit" and repaint is not None):
-            raise ValueError(f"a model of kind {kind} cannot draw from this; edit needs sources and inpaint masks too")
+        kind = self.spec.kind
+        needed = {"text-to-image": [], "edit": [sources], "inpaint": [sources, repaint, masked]}[kind]
+        if any(one is None for one in needed) or (kind == "edit" and repaint is not None):
+            raise ValueError(f"a model of kind {kind} cannot draw from this; edit needs sources, inpaint masks too")
         if sources is None:
             return Given()
         if kind == "edit":

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adapting import learn, make_run, recipe_of
 
-from variegate.backends.base import BackendSpec, check_model, evaluations, resolve_backend
+from variegate.backends.base import BackendSpec, check_model, evaluations, resolve_backend, with_adapter
 from variegate.backends.diffusion import DiffusionBackend, _generator
 from variegate.errors import ModelError
-from variegate.recipe import BackendSection, GenerateSection, Recipe
+from variegate.recipe import AdaptSection, BackendSection, GenerateSection, Recipe
 
 PROMPTS = ["a photo of a cat", "a photo of a dog", "red owl"]
 SEEDS = [11, 12, 13]
@@ -244,3 +245,31 @@ def test_methods_that_do_not_fit_the_model_are_refused(
 def test_methods_that_fit_are_let_through(request: pytest.FixtureRequest, kind: str, generate: dict) -> None:
     model = request.getfixturevalue(kind)
     check_model(Recipe(backend=BackendSection(model=str(model)), generate=GenerateSection(**generate)))
+
+
+def test_teaching_an_inpainting_model_is_done_on_its_parent(tiny_sd: Path, tiny_inpaint: Path, tmp_path: Path) -> None:
+    """What is learned on the text-to-image model of the same architecture acts in the inpainting one."""
+    from variegate.stages.adapt.stage import check
+
+    generate = GenerateSection(method="diff-aug", mask="object")
+    backend = BackendSection(model=str(tiny_inpaint))
+    with pytest.raises(
+        ModelError, match="is a model of kind inpaint, which this cannot teach — name the text-to-image"
+    ):
+        check(Recipe(backend=backend, adapt=AdaptSection(method="lora"), generate=generate), [])
+    check(Recipe(backend=backend, adapt=AdaptSection(method="lora", model=str(tiny_sd)), generate=generate), [])
+    with make_run(tmp_path / "run") as folder:
+        learn(folder, recipe_of(tiny_sd, method="lora", vectors=1, rank=2, alpha=6.0, lr=0.05))
+    base = spec_of(tiny_inpaint)
+    images = []
+    for spec in (base, with_adapter(base, tmp_path / "run/adapt", "all")):
+        with DiffusionBackend.open(spec) as opened_with:
+            sources, masked = (opened_with.encode_sources(pictures(), hidden) for hidden in (None, blobs()))
+            options = {"strengths": [1.0] * 3, "steps": 6, "seeds": SEEDS, "repaint": blobs(), "masked": masked}
+            images.append(opened_with.draw(PROMPTS, sources, **options).astype(int))
+    assert np.abs(images[0] - images[1]).max() > 3
+
+
+def test_an_edit_with_an_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="edit draws with the model as it is.*set adapt.method=none"):
+        Recipe(adapt=AdaptSection(method="lora"), generate=GenerateSection(method="edit"))

@@ -77,7 +77,7 @@ def test_pasting_keeps_every_kept_pixel_and_softens_the_seam_inside() -> None:
     assert np.array_equal(pasted[~repainted], source[~repainted])
     assert np.array_equal(pasted[40:80, 50:90], drawn[40:80, 50:90])
     seam = pasted[30, 50:90].astype(float)
-    between = np.stack([source[30, 50:90], drawn[30, 50:90]])
+    between = np.stack([source[30, 50:90], drawn[30, 50:90]]).astype(float)
     assert (seam >= between.min(0) - 1).all() and (seam <= between.max(0) + 1).all()
     assert not np.array_equal(seam, drawn[30, 50:90]) and not np.array_equal(seam, source[30, 50:90])
     assert np.array_equal(paste_kept(drawn, source, np.ones((128, 128), bool)), drawn)

@@ -274,8 +274,11 @@ def test_each_strength_of_a_sequence_comes_with_its_probability() -> None:
     some = 1 - 0.2 * 0.5  # rows that take neither would be the real image and are not planned
     assert abs(sum(0.5 in one for one in taken) / 2000 - 0.8 / some) < 0.03
     assert abs(sum(0.25 in one for one in taken) / 2000 - 0.5 / some) < 0.03
-    whole = plan_of((4, 4), method="real-aug", strength=[0.5, 0.25], compose="sequential")
-    assert whole.sequences == ((0.5, 0.25),) and not set(whole.ids) & set(plan.ids)
+    whole, parallel = (
+        plan_of((4, 4), method="real-aug", strength=[0.5, 0.25], compose=compose)
+        for compose in ("sequential", "parallel")
+    )
+    assert whole.sequences == ((0.5, 0.25),) and not set(whole.ids) & set(parallel.ids)
 
 
 def test_weighted_choice_takes_strengths_as_often_as_it_says() -> None:
