@@ -145,7 +145,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, Any]:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)
     if draws:
         steps["prompts"] = lambda: check_prompts(recipe, data.num_training(), data.num_uncaptioned())
-        steps["generate"] = lambda: check_generate(recipe, data.num_training(), data.num_unmasked())
+        steps["generate"] = lambda: check_generate(recipe, data.training_images())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)
     return facts

@@ -15,7 +15,6 @@ import numpy as np
 from variegate.errors import DataError, Problem
 from variegate.files import file_sha256
 from variegate.images import Fit, grow_mask, load_mask
-from variegate.recipe import GenerateSection
 from variegate.records import RealImage, content_id
 
 MASK_REMEDY = "give a table with a mask column (white: the object), or set generate.mask=none"
@@ -41,25 +40,22 @@ class Masking:
 
     def keys(self, images: Sequence[RealImage]) -> list[str]:
         """A hash for each image of what is repainted of it: the mask's bytes and what is made of them."""
-        _refuse("have no mask", [image for image in images if not image.mask])
+        refuse_unmasked(images)
         return [content_id(self.part, self.grow, file_sha256(Path(str(image.mask)))) for image in images]
 
     def check(self, images: Sequence[RealImage]) -> None:
         """Raise DataError for masks that leave nothing to repaint, or nothing to keep: such a row is no inpainting."""
         shares = [float(self.repainted(image).mean()) for image in images]
         trivial = [image for image, share in zip(images, shares, strict=True) if share in (0.0, 1.0)]
-        _refuse(f"have masks that are all black or all white at {self.size_px} px", trivial)
+        _refuse(f"have masks that are all black or all white at {self.size_px} px", trivial, len(images))
 
 
-def missing_masks(section: GenerateSection, num_unmasked: int, num_images: int) -> list[Problem]:
-    """Why a recipe's masks cannot be had from the data; empty when they can."""
-    if section.mask == "none" or not num_unmasked:
-        return []
-    text = f"{section.mask} needs a mask of every training image; {num_unmasked:,} of {num_images:,} have none"
-    return [Problem("generate.mask", text, MASK_REMEDY)]
+def refuse_unmasked(images: Sequence[RealImage]) -> None:
+    _refuse("have no mask", [image for image in images if not image.mask], len(images))
 
 
-def _refuse(what: str, images: Sequence[RealImage]) -> None:
+def _refuse(what: str, images: Sequence[RealImage], total: int) -> None:
     if images:
         shown = ", ".join(Path(image.path).name for image in images[:SHOWN])
-        raise DataError(Problem("generate.mask", f"{len(images):,} training images {what}: {shown}", MASK_REMEDY))
+        text = f"{len(images):,} of {total:,} training images {what}: {shown}"
+        raise DataError(Problem("generate.mask", text, MASK_REMEDY))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
 from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, with_adapter
 from variegate.backends.devices import resolve_device
 from variegate.backends.folder import OWN, model_fingerprint, read_model
-from variegate.errors import DataError, ModelError, Problem, RunFolderError
+from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
@@ -21,7 +21,7 @@ from variegate.records import RealImage, content_id
 from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
 from variegate.stages.generate.estimate import estimate
 from variegate.stages.generate.ledger import lost_chunks, write_metadata, write_plan
-from variegate.stages.generate.masks import Masking, missing_masks
+from variegate.stages.generate.masks import Masking, refuse_unmasked
 from variegate.stages.generate.plan import PlanBackend, make_plan
 from variegate.stages.generate.pool import parse_pool
 from variegate.store import RunFolder, explained, sweep_temporary
@@ -42,11 +42,13 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def check(recipe: Recipe, num_images: int, num_unmasked: int) -> None:
-    """Raise DataError where the training images lack what the recipe draws from."""
-    problems = missing_masks(recipe.generate, num_unmasked, num_images)
-    if problems:
-        raise DataError(problems)
+def check(recipe: Recipe, images: Sequence[RealImage]) -> None:
+    """Raise DataError where the training images lack masks that the recipe draws with, or have useless ones."""
+    if recipe.generate.mask == "none":
+        return
+    refuse_unmasked(images)
+    masking = _masking(recipe, read_model(*locate(recipe.backend)).size_px)
+    masking.check(images)  # type: ignore[union-attr]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -107,8 +109,6 @@ def prepare(context: Context) -> BackendSpec:
         raise RunFolderError(Problem(str(folder.root), text, "choose another --out folder"))
     spec = with_adapter(resolve_backend(recipe.backend), folder.path(ADAPTER), parts)
     classes = folder.classes()
-    if masking:
-        masking.check(images)
     pasted = ("pasted",) if recipe.generate.mask_paste else ()
     backend = PlanBackend(
         content_id(spec_id(spec), recipe.dataset.fit, recipe.generate.token_noise.relative, *pasted),

@@ -326,11 +326,19 @@ def test_an_edited_mask_is_another_plan(tiny_sd: Path, make_run) -> None:
 
 def test_masks_that_are_missing_are_counted(tiny_sd: Path, make_run) -> None:
     recipe = recipe_of(tiny_sd, method="real-aug", mask="object")
-    with pytest.raises(DataError, match="object needs a mask of every training image; 2 of 9 have none — give a table"):
-        stage.check(recipe, 9, 2)
-    stage.check(recipe, 9, 0)
-    stage.check(recipe_of(tiny_sd, method="real-aug"), 9, 9)
-    with make_run() as folder, pytest.raises(DataError, match="9 training images have no mask"):
+    unmasked = [RealImage("", f"{k}.png", 0, "train") for k in range(9)]
+    with pytest.raises(DataError, match="9 of 9 training images have no mask: 0.png, 1.png, 2.png — give a table"):
+        stage.check(recipe, unmasked)
+    stage.check(recipe_of(tiny_sd, method="real-aug"), unmasked)
+    with make_run() as folder:
+        with_masks(folder)
+        stage.check(recipe, folder.real_images("train"))
+        folder.write("dataset/mask-0.png", encode_image(np.zeros((40, 36, 3), np.uint8), "png"))
+        with pytest.raises(
+            DataError, match="1 of 9 training images have masks that are all black or all white at 32 px"
+        ):
+            stage.check(recipe, folder.real_images("train"))
+    with make_run("bare") as folder, pytest.raises(DataError, match="9 of 9 training images have no mask"):
         draw(folder, recipe)
 
 

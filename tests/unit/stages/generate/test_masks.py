@@ -88,9 +88,13 @@ def test_masks_that_mask_nothing_are_refused_with_their_count(tmp_path: Path) ->
     paths = [saved(tmp_path / f"{k}.png", np.full((8, 8), value, np.uint8)) for k, value in enumerate((0, 255, 1))]
     paths.append(saved(tmp_path / "good.png", disc(40, 40).astype(np.uint8) * 255))
     images = [RealImage(f"{k}", f"{k}.jpg", 0, "train", mask=str(path)) for k, path in enumerate(paths)]
-    with pytest.raises(DataError, match=r"3 training images have masks that are all black or all white.*0.jpg, 1.jpg"):
+    with pytest.raises(
+        DataError, match=r"3 of 4 training images have masks that are all black or all white.*0.jpg, 1.jpg"
+    ):
         Masking("object", 0.0, 32, "crop", 64.0).check(images)
-    with pytest.raises(DataError, match=r"1 training images have no mask: x.jpg — give a table with a mask column"):
+    with pytest.raises(
+        DataError, match=r"1 of 5 training images have no mask: x.jpg — give a table with a mask column"
+    ):
         Masking("object", 0.0, 32, "crop", 64.0).keys([*images, RealImage("x", "x.jpg", 0, "train")])
 
 
