@@ -42,11 +42,13 @@ def plain_loop(
 ) -> float:
     """Images a second of the loop from diffusers' documentation: PIL in, PIL out, one image at a time."""
     import torch
-    from diffusers import AutoPipelineForImage2Image
+    from diffusers import AutoPipelineForImage2Image, StableDiffusionInstructPix2PixPipeline
     from diffusers.utils import load_image
 
+    edits = is_edit(folder)
+    pipeline = StableDiffusionInstructPix2PixPipeline if edits else AutoPipelineForImage2Image
     dtype = {"fp32": torch.float32, "fp16": torch.float16}[PLAIN_DTYPE[device]]
-    pipe = AutoPipelineForImage2Image.from_pretrained(folder, dtype=dtype).to(device)
+    pipe = pipeline.from_pretrained(folder, dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     steps = max(steps, math.ceil(1 / strength))  # so that at least one is executed, as for one-step models
@@ -57,10 +59,10 @@ def plain_loop(
         image = pipe(
             prompt=prompt,
             image=init_image,
-            strength=strength,
             guidance_scale=guidance,
             num_inference_steps=steps,
             generator=generator,
+            **({} if edits else {"strength": strength}),
         ).images[0]
         image.save(out / f"{number}.png")
 
@@ -71,6 +73,12 @@ def plain_loop(
     for number, image in enumerate(images):
         draw(number, *image)
     return len(images) / (time.perf_counter() - start)
+
+
+def is_edit(folder: Path) -> bool:
+    from variegate.backends.folder import read_model
+
+    return read_model(folder).kind == "edit"
 
 
 def free_device(device: str) -> None:
@@ -109,6 +117,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "dataset.meadow.n_species=4",
         "dataset.meadow.n_val=1",
         "dataset.meadow.n_test=1",
+        *(["generate.method=edit"] if is_edit(find_model(arguments.model)) else []),
         *arguments.set,
     ]
     recipe = load_recipe("real-guidance", overrides)

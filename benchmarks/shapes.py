@@ -1,6 +1,7 @@
 """Diffusers folders of the real models' shapes with random weights: real cost, meaningless images, nothing downloaded.
 
-Sizes are those of the published configurations: Stable Diffusion 1.5, Stable Diffusion XL base 1.0 and SD-Turbo; `tiny` goes the
+Sizes are those of the published configurations: Stable Diffusion 1.5, Stable Diffusion XL base 1.0, SD-Turbo and
+InstructPix2Pix (drawn as DiffuseMix draws: 100 steps, text guidance 4); `tiny` goes the
 same way in seconds, to try it on a CPU. Weights are written in fp16, as these models are usually fetched for a GPU.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ SHAPES = {
         text=_clip(32, 2, 2, 32),
     ),
 }
+
+
+SHAPES["instruct-pix2pix"] = replace(
+    SHAPES["sd15"],
+    pipeline="StableDiffusionInstructPix2PixPipeline",
+    unet={**SHAPES["sd15"].unet, "in_channels": 8},
+    draws={"steps": 100, "strength": 1.0, "guidance": 4.0},
+)
 
 
 def build(name: str, work: Path) -> Path:

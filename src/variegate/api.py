@@ -137,6 +137,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
 
     from variegate.stages.adapt.stage import check as check_adapt
     from variegate.stages.curate.stage import check as check_curate
+    from variegate.stages.generate.stage import check as check_generate
     from variegate.stages.prompts.stage import check as check_prompts
     from variegate.stages.refine.stage import check as check_refine
     from variegate.stages.train.stage import check as check_train
@@ -150,6 +151,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
             recipe, data.classes, data.num_training(), data.num_uncaptioned(), root
         )
         steps["refine"] = lambda: check_refine(recipe)
+        steps["generate"] = lambda: check_generate(recipe, data.training_images())
         steps["curate"] = lambda: check_curate(recipe)
     _all_at_once(steps)
     return facts

@@ -112,6 +112,45 @@ def resize_square(pixels: np.ndarray, size_px: int, fit: Fit = "crop") -> np.nda
     return np.array(_square(Image.fromarray(pixels), size_px, fit))
 
 
+def load_mask(
+    path: Path,
+    size_px: int,
+    fit: Fit = "crop",
+    max_megapixels: float = MAX_MEGAPIXELS,
+    *,
+    shape: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A mask as bool [size_px, size_px]: true where the file is lighter than mid grey; raises as load_rgb does.
+
+    Nearest pixels, cut and padded as `load_square` does with a picture of `shape` (width, height), to which the mask is
+    first resized; padding is outside the mask.
+    """
+    image = _decode(_read(path), str(path), max_megapixels).convert("L")
+    if shape is not None and image.size != shape:
+        image = image.resize(shape, Image.Resampling.NEAREST)
+    return np.array(_square(image, size_px, fit)) >= 128
+
+
+def grow_mask(mask: np.ndarray, grow_px: int) -> np.ndarray:
+    """bool [H, W], grown by `grow_px` on every side: a maximum filter of window 2 grow_px + 1."""
+    from scipy.ndimage import maximum_filter
+
+    return maximum_filter(mask, size=2 * grow_px + 1) if grow_px else mask
+
+
+def paste_kept(drawn: np.ndarray, source: np.ndarray, repainted: np.ndarray) -> np.ndarray:
+    """`drawn` where bool [S, S] `repainted` is true, `source`'s own pixels elsewhere; uint8 [S, S, 3].
+
+    The seam is soft inside what is repainted, over 1/64 of the edge, so that kept pixels stay exactly what they were.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if repainted.all():
+        return drawn
+    share = np.clip(distance_transform_edt(repainted) / (len(drawn) / 64 + 1.0), 0.0, 1.0)[..., None]
+    return np.round(share * drawn + (1.0 - share) * source).astype(np.uint8)
+
+
 def check_images(
     contents: Iterable[Content],
     *,
@@ -320,7 +359,7 @@ def _square(image: Image.Image, size_px: int, fit: Fit) -> Image.Image:
     scale = size_px / max(width, height)
     inner = _resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
     # The border's mean colour: a black frame would be a mark that a generator learns to draw.
-    canvas = Image.new("RGB", (size_px, size_px), _border_colour(np.asarray(inner)))
+    canvas = Image.new(inner.mode, (size_px, size_px), 0 if inner.mode == "L" else _border_colour(np.asarray(inner)))
     canvas.paste(inner, ((size_px - inner.width) // 2, (size_px - inner.height) // 2))
     return canvas
 
@@ -328,6 +367,8 @@ def _square(image: Image.Image, size_px: int, fit: Fit) -> Image.Image:
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     if image.size == (width, height):
         return image
+    if image.mode == "L":  # a mask
+        return image.resize((width, height), Image.Resampling.NEAREST)
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 

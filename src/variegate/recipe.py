@@ -16,8 +16,11 @@ from variegate.templates import slot_problems
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Strength = Annotated[float, Field(gt=0.0, le=1.0)]
 Strategy = Literal[
-    "none", "real-gen", "real-aug", "real-mix", "ti-gen", "ti-aug", "ti-mix", "diff-gen", "diff-aug", "diff-mix"
+    "none", "edit", "real-gen", "real-aug", "real-mix", "ti-gen", "ti-aug", "ti-mix", "diff-gen", "diff-aug", "diff-mix"
 ]
+
+
+MAX_PASSES = 8  # of compose: sequential
 
 
 def _as_list(value: Any) -> Any:
@@ -41,6 +44,8 @@ class BackendSection(Section):
     scheduler: Literal["model", "ddim", "dpm-solver++", "euler", "euler-a", "pndm", "lcm", "unipc"] = "dpm-solver++"
     steps: int = Field(25, ge=1, le=1000)
     guidance_scale: float = Field(7.5, ge=0.0, le=100.0)  # 1 or less: no guidance, half the work
+    image_guidance_scale: float = Field(1.5, ge=1.0, le=100.0)  # generate.method edit: how much of the image stays
+    unet: str | None = None  # another U-Net instead of the model's: a diffusers U-Net folder or a .safetensors file
     size_px: int | None = Field(None, ge=16, le=4096)  # drawn size; null: the model's own
     batch: int | None = Field(
         None, ge=1, le=4096
@@ -274,7 +279,8 @@ class TokenNoiseSection(Section):
 
 
 class GenerateSection(Section):
-    """Which image becomes what. Methods are Diff-Mix's eight strategies: real|ti|diff x gen|aug|mix."""
+    """Which image becomes what. Methods are Diff-Mix's eight strategies, real|ti|diff x gen|aug|mix, and edit, which
+    changes every real image as the prompt instructs."""
 
     method: Strategy = "real-aug"
     per_real: float = Field(5.0, gt=0.0, le=10_000)  # images to make for each real training image
@@ -282,6 +288,15 @@ class GenerateSection(Section):
     balance: Literal["equal", "need"] = "equal"  # need: fill every class up to the same real + synthetic total
     strength: Annotated[list[Strength], BeforeValidator(_as_list), Field(min_length=1)] = [0.5]  # one number or a list
     strength_policy: Literal["cycle", "choice", "uniform"] = "cycle"  # uniform: anywhere between the list's ends
+    strength_weights: list[Annotated[float, Field(ge=0.0)]] | None = None  # choice: how often each; null: equally often
+    compose: Literal["parallel", "sequential"] = (
+        "parallel"  # parallel: one strength a row; sequential: one after another
+    )
+    probability: Annotated[list[Fraction], BeforeValidator(_as_list), Field(min_length=1)] = [1.0]  # sequential: chance
+    # that a row goes through a strength: one number, or one for each; rows that would go through none are not planned
+    mask: Literal["none", "object", "background"] = "none"  # what is repainted: the data's masks, or all around them
+    mask_grow: float = Field(0.0, ge=0.0, le=0.5)  # the object's mask on every side, as a share of the edge
+    mask_paste: bool = False  # true: what is not repainted is the source's own pixels, with a soft seam
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
     token_noise: TokenNoiseSection = TokenNoiseSection()
 
@@ -289,7 +304,49 @@ class GenerateSection(Section):
     def _strengths(self) -> GenerateSection:
         if self.strength_policy == "uniform" and len(self.strength) != 2:
             raise ValueError(f"strength_policy uniform needs strength: [low, high], got {self.strength}")
+        weights = self.strength_weights
+        if weights is not None and self.strength_policy != "choice":
+            raise ValueError("strength_weights says how often strength_policy choice takes each; set it to choice")
+        if weights is not None and (len(weights) != len(self.strength) or not sum(weights)):
+            raise ValueError(f"strength_weights needs a weight for each strength, not all 0, got {weights}")
         return self
+
+    @model_validator(mode="after")
+    def _sequence(self) -> GenerateSection:
+        if self.compose == "parallel":
+            if self.probability != [1.0]:
+                raise ValueError("probability is for compose: sequential; parallel rows have one strength each")
+            return self
+        if not self.from_image or not 2 <= len(self.strength) <= MAX_PASSES or self.strength_policy != "cycle":
+            raise ValueError(
+                f"compose sequential needs an aug or mix method, strength_policy cycle and 2 to {MAX_PASSES} strengths, "
+                f"got {self.method}, {self.strength_policy} and {self.strength}"
+            )
+        if len(self.probability) not in (1, len(self.strength)) or not any(self.probability):
+            raise ValueError(
+                f"probability needs one number, or one for each strength, not all 0, got {self.probability}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _masks(self) -> GenerateSection:
+        if self.mask == "none" and (self.mask_grow or self.mask_paste):
+            raise ValueError("mask_grow and mask_paste need a mask; set mask to object or background")
+        if self.mask != "none" and not self.from_image:
+            raise ValueError(
+                f"mask {self.mask} repaints a part of a source; method {self.method} has none to start from"
+            )
+        return self
+
+    @property
+    def from_image(self) -> bool:
+        """Whether rows begin with a source image, moved by strength."""
+        return self.method.endswith(("-aug", "-mix"))
+
+    @property
+    def keeps_class(self) -> bool:
+        """Whether a row's source is of the class it shows."""
+        return self.method.endswith("-aug") or self.method == "edit"
 
 
 class ConcatStep(Section):
@@ -547,6 +604,11 @@ def _check_adapter_use(adapt: AdaptSection, generate: GenerateSection) -> None:
         )
     if kind == "ti" and adapt.method == "lora":
         raise ValueError(f"generate.method {method} draws with learned tokens and adapt.method is lora; use diff-{use}")
+    if method == "edit" and adapt.method != "none":
+        raise ValueError(
+            f"generate.method edit draws with the model as it is, so adapt.method {adapt.method} would be for nothing; "
+            "set adapt.method=none"
+        )
     if kind == "real" and adapt.method != "none":
         raise ValueError(
             f"generate.method {method} draws with the model as it is, so adapt.method {adapt.method} would be "

@@ -73,11 +73,13 @@ class PlanRow:
     target: int  # label drawn
     prompt: str
     negative: str
-    strength: float  # (0, 1]; 1 = text-to-image
+    strength: float  # (0, 1]; 1 = text-to-image or an edit; of a sequence the strongest
     steps: int  # executed denoising steps
     seed: int
     token_std: float = 0.0  # noise on the target's learned tokens
     token_seed: int = 0
+    mask: str = ""  # hash of what of the source is repainted; "" = all of it
+    passes: tuple[float, ...] = ()  # strengths drawn one after another; () = one pass at `strength`
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ CREATE TABLE real (id TEXT PRIMARY KEY, path TEXT NOT NULL, label INTEGER NOT NU
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
 CREATE TABLE plan (row INTEGER PRIMARY KEY, id TEXT NOT NULL, chunk INTEGER NOT NULL, source TEXT, target INTEGER NOT NULL,
                    prompt INTEGER NOT NULL, negative INTEGER NOT NULL, strength REAL NOT NULL, steps INTEGER NOT NULL,
-                   seed INTEGER NOT NULL, token_std REAL NOT NULL, token_seed INTEGER NOT NULL);
+                   seed INTEGER NOT NULL, token_std REAL NOT NULL, token_seed INTEGER NOT NULL,
+                   mask TEXT NOT NULL, passes TEXT NOT NULL);
 CREATE TABLE chunks (chunk INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, state TEXT NOT NULL,
                      seconds REAL, note TEXT);
 CREATE TABLE refined (id TEXT PRIMARY KEY, original_share REAL NOT NULL) WITHOUT ROWID;
@@ -240,11 +241,12 @@ class RunFolder:
     def plan_rows(self, chunk: int) -> list[PlanRow]:
         """The rows of one chunk, in order."""
         query = """SELECT row, plan.id, chunk, source, target, p.text, n.text, strength, steps, seed,
-                   token_std, token_seed
+                   token_std, token_seed, mask, passes
                    FROM plan JOIN prompts p ON p.id = plan.prompt JOIN prompts n ON n.id = plan.negative
                    WHERE row >= ? AND row < ? ORDER BY row"""
         first, count = self.db.execute("SELECT first_row, num_rows FROM chunks WHERE chunk = ?", (chunk,)).fetchone()
-        return [PlanRow(*row) for row in self.db.execute(query, (first, first + count))]
+        found = self.db.execute(query, (first, first + count))
+        return [PlanRow(*row[:-1], passes=tuple(float(one) for one in row[-1].split())) for row in found]
 
     def pending_chunks(self) -> list[int]:
         return [row[0] for row in self.db.execute("SELECT chunk FROM chunks WHERE state != 'done' ORDER BY chunk")]

@@ -80,7 +80,7 @@ def put_synthetic(folder: RunFolder, real: list[RealImage], drawn: int) -> list[
                 row, image_id = len(ids), content_id("drawn", info.label, index)
                 source = None if index == 0 else sources[index % len(sources)].id
                 values = (row, image_id, 0, source, info.label, 1, 2, 0.5, 5, row)
-                db.execute("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)", values)
+                db.execute("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, '', '')", values)
                 pixels = square(info.label, 1000 + index) * np.uint8(index < drawn - 1)
                 folder.write(synthetic_path(info, image_id, "png"), encode_image(pixels, "png"))
                 ids.append(image_id)

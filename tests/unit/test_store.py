@@ -33,7 +33,7 @@ def test_a_persons_decision_outranks_curate(tmp_path: Path) -> None:
         folder.put_dataset([ClassInfo(0, "ant", "0000-ant")], [])
         with folder.transaction() as db:
             db.execute("INSERT INTO prompts VALUES (0, 'an ant')")
-            db.execute("INSERT INTO plan VALUES (0, 'abcd', 0, NULL, 0, 0, 0, 1.0, 4, 7, 0, 0)")
+            db.execute("INSERT INTO plan VALUES (0, 'abcd', 0, NULL, 0, 0, 0, 1.0, 4, 7, 0, 0, '', '')")
             db.execute("INSERT INTO chunks VALUES (0, 0, 1, 'done', 1.0, NULL)")
         folder.put_decisions("human", [("abcd", "keep", 1.0, "looks right")])
         folder.put_decisions("curate", [("abcd", "drop", 0.0, "off-class")])

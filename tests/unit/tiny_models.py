@@ -106,6 +106,32 @@ def build_transformers_clip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def build_edit(folder: Path, *, seed: int = 0) -> Path:
+    """InstructPix2Pix's layout: the U-Net takes the source's latents beside the noisy ones."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    return _build_wide(folder, StableDiffusionInstructPix2PixPipeline, 8, seed)
+
+
+def build_inpaint(folder: Path, *, seed: int = 0) -> Path:
+    """Stable Diffusion inpainting's layout: the U-Net takes a mask and the latents of what it leaves."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    return _build_wide(folder, StableDiffusionInpaintPipeline, 9, seed)
+
+
+def _build_wide(folder: Path, pipeline: type, in_channels: int, seed: int) -> Path:
+    pipe = pipeline(
+        **_shared_parts(seed),
+        unet=_unet(cross=32, in_channels=in_channels),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 _built: dict[str, Path] = {}
 
 
@@ -117,6 +143,16 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _once("tiny-sdxl", build_sdxl, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _once("tiny-edit", build_edit, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_inpaint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _once("tiny-inpaint", build_inpaint, tmp_path_factory)
 
 
 def _once(name: str, build: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:

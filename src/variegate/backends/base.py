@@ -23,7 +23,7 @@ from variegate.backends.devices import (
     resolve_dtype,
     this_machine,
 )
-from variegate.backends.folder import ModelFacts, find_model, model_fingerprint, read_model
+from variegate.backends.folder import Kind, ModelFacts, find_model, find_unet, model_fingerprint, read_model
 from variegate.errors import ModelError, Problem
 from variegate.recipe import BackendSection, Recipe
 from variegate.records import content_id
@@ -54,20 +54,41 @@ class BackendSpec:
     adapter_hash: str = ""
     adapter_parts: Parts = "none"
     extra_evaluations: int = 0  # that the scheduler makes beyond one a step; one-step drawing has none
+    unet: str = ""  # folder or file that stands in for the model's own; "" draws with that
+    kind: Kind = "text-to-image"
+    image_guidance_scale: float = 1.5  # of kind edit
 
     @property
     def guided(self) -> bool:
-        """Whether each step evaluates the U-Net twice an image (classifier-free guidance)."""
+        """Whether drawing moves away from the unconditional prediction (classifier-free guidance)."""
         return self.guidance_scale > 1.0
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Guidance, one for each prediction beyond the unconditional one: by image first, then by text."""
+        if not self.guided:
+            return ()
+        return (self.image_guidance_scale, self.guidance_scale) if self.kind == "edit" else (self.guidance_scale,)
+
+    @property
+    def ways(self) -> int:
+        """U-Net evaluations a step and image: 2 with guidance, 3 where an edit is guided by image and text."""
+        return len(self.scales) + 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def locate(section: BackendSection) -> tuple[Path, Path | None]:
+    """The model's folder and the U-Net that stands in for its own, if any; raises ModelError with every remedy."""
+    folder = find_model(section.model, section.revision)
+    return folder, find_unet(section.unet) if section.unet else None
+
+
 def resolve_backend(section: BackendSection, machine: Machine | None = None) -> BackendSpec:
     """Find and check the model and settle every `auto`; raises ModelError with all problems and their remedies."""
-    folder = find_model(section.model, section.revision)
-    facts = read_model(folder)  # raises ModelError for a model that cannot be loaded
+    folder, unet = locate(section)
+    facts = read_model(folder, unet)  # raises ModelError for a model that cannot be loaded
     machine = machine or this_machine()
     device = resolve_device(section.device)
     dtype = resolve_dtype(section.dtype, device, machine)
@@ -78,7 +99,7 @@ def resolve_backend(section: BackendSection, machine: Machine | None = None) -> 
     spec = BackendSpec(
         model=section.model,
         path=str(folder),
-        fingerprint=model_fingerprint(folder),
+        fingerprint=model_fingerprint(folder, unet),
         revision=section.revision,
         dtype=dtype,
         device=device,
@@ -91,6 +112,9 @@ def resolve_backend(section: BackendSection, machine: Machine | None = None) -> 
         memory_format=_memory_format(section.memory_format, device),
         compile=section.compile,
         extra_evaluations=_extra_evaluations(section, facts),
+        unet=str(unet or ""),
+        kind=facts.kind,
+        image_guidance_scale=section.image_guidance_scale,
     )
     return spec if section.batch else replace(spec, batch=default_batch(spec, facts, machine))
 
@@ -105,8 +129,9 @@ def with_adapter(spec: BackendSpec, folder: Path, parts: Parts) -> BackendSpec:
 def check_model(recipe: Recipe) -> ModelFacts:
     """Check the recipe's model, size, steps and strengths together, without torch; raises ModelError with all problems."""
     section, generate = recipe.backend, recipe.generate
-    facts = read_model(find_model(section.model, section.revision))
+    facts = read_model(*locate(section))
     problems = [*_size_problems(section.size_px or facts.size_px, facts), *_one_step_problems(section, facts)]
+    problems += kind_problems(recipe, facts.kind)
     if generate.method.endswith(("-aug", "-mix")):
         if generate.strength_policy == "uniform":
             low, high = sorted(generate.strength)
@@ -120,6 +145,25 @@ def check_model(recipe: Recipe) -> ModelFacts:
     return facts
 
 
+def kind_problems(recipe: Recipe, kind: Kind) -> list[Problem]:
+    """What a recipe asks of a kind of model that was trained for something else."""
+    generate, model = recipe.generate, recipe.backend.unet or recipe.backend.model
+    if generate.method == "none":
+        return []
+    if generate.method == "edit" and kind != "edit":
+        what = "an inpainting model" if kind == "inpaint" else "a text-to-image model"
+        remedy = "name a model of InstructPix2Pix shape in backend.model, or use generate.method=real-aug"
+        return [Problem("generate.method", f"edit follows an instruction and {model} is {what}", remedy)]
+    if generate.method != "edit" and kind == "edit":
+        text = f"{model} edits images by instruction and {generate.method} draws by noise and strength"
+        return [Problem("generate.method", text, "use generate.method=edit")]
+    if generate.mask == "none" and kind == "inpaint":
+        text = f"{model} is an inpainting model, which repaints what a mask covers, and generate.mask is none"
+        remedy = "use generate.method=real-aug with generate.mask=object or background, or a text-to-image model"
+        return [Problem("generate.mask", text, remedy)]
+    return []
+
+
 def check_device(recipe: Recipe) -> None:
     """Raise ModelError for a device that is not here, or a dtype it cannot draw in; loads torch."""
     device = resolve_device(recipe.backend.device)
@@ -130,7 +174,7 @@ def check_device(recipe: Recipe) -> None:
 def default_batch(spec: BackendSpec, facts: ModelFacts, machine: Machine) -> int:
     """Images a chunk from the device's free memory, the latent's size and the U-Net's width."""
     latent_px = spec.size_px // facts.downscale
-    per_image = image_bytes(latent_px=latent_px, width=facts.width, dtype=spec.dtype, guided=spec.guided)
+    per_image = image_bytes(latent_px=latent_px, width=facts.width, dtype=spec.dtype, ways=spec.ways)
     free = device_free_memory(spec.device, machine)
     return chunk_size(
         device=spec.device, latent_px=latent_px, per_image=per_image, weights=facts.weight_bytes, free=free
@@ -244,18 +288,19 @@ class Evaluations(NamedTuple):
     """U-Net evaluations one image costs."""
 
     steps: int
-    total: int  # twice as many with guidance
+    total: int  # twice as many with guidance, three times as many for guided edits
 
 
-def evaluations(spec: BackendSpec, steps: int) -> Evaluations:
-    per_step = 2 if spec.guided else 1
-    return Evaluations(steps, (steps + spec.extra_evaluations) * per_step)
+def evaluations(spec: BackendSpec, steps: int, passes: int = 1) -> Evaluations:
+    """Of an image whose `passes` make `steps` steps together."""
+    return Evaluations(steps, (steps + passes * spec.extra_evaluations) * spec.ways)
 
 
 def spec_id(spec: BackendSpec) -> str:
     """What of a backend fixes an image's pixels, hashed; threads, batch and device fix only the last bits."""
     drawn_by = (spec.fingerprint, spec.adapter_hash, spec.adapter_parts)
-    return content_id(*drawn_by, spec.dtype, spec.scheduler, spec.guidance_scale, spec.size_px, spec.steps)
+    by_image = (spec.image_guidance_scale,) if spec.kind == "edit" else ()
+    return content_id(*drawn_by, spec.dtype, spec.scheduler, spec.guidance_scale, spec.size_px, spec.steps, *by_image)
 
 
 def _plural(count: int, word: str) -> str:

@@ -22,6 +22,23 @@ class Text(NamedTuple):
     pooled: torch.Tensor | None
 
 
+class Given(NamedTuple):
+    """What a batch starts from and is held to, each [N, ...]; latents are scaled unless said otherwise."""
+
+    start: torch.Tensor | None = None  # where image-to-image begins; None: pure noise
+    beside: torch.Tensor | None = None  # further channels that the U-Net takes beside the noisy latents
+    kept: torch.Tensor | None = None  # latents to hold on to where the mask is 0
+    mask: torch.Tensor | None = None  # [N, 1, h, w] of 0 and 1; 1: repainted
+
+
+class Condition(NamedTuple):
+    """What the U-Net is told, the same at every step: one part a guidance way, the unconditional one first."""
+
+    ways: int
+    told: dict[str, Any]
+    beside: torch.Tensor | None
+
+
 def stack_texts(texts: Sequence[Text]) -> Text:
     pooled = None if texts[0].pooled is None else torch.stack([text.pooled for text in texts])  # type: ignore[misc]
     return Text(torch.stack([text.tokens for text in texts]), pooled)
@@ -36,63 +53,78 @@ class Denoiser:
     def many_steps(
         self,
         noise: torch.Tensor,
-        sources: torch.Tensor | None,
+        given: Given,
         texts: Text,
         away: Text | None,
-        guidance_scale: float,
+        scales: Sequence[float],
         *,
         total: int,
         steps: int,
         generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
-        """Run the last `steps` of `total` steps; float32 latents [N, C, h, w]."""
+        """Run the last `steps` of `total` steps; float32 latents [N, C, h, w].
+
+        What `given` holds on to is put back at every step, noised to the step's level (arXiv 2201.09865, without its
+        resampling), as diffusers inpaints with U-Nets that take no mask. `scales`: see `_guided`.
+        """
         scheduler, noise = self.scheduler, noise.to(self.device)
         scheduler.set_timesteps(total, device=self.device)
-        skipped = total - steps if sources is not None else 0
+        skipped = total - steps if given.start is not None else 0
         timesteps = scheduler.timesteps[skipped:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(skipped)
-        if sources is None:
+        if given.start is None:
             latents = noise * scheduler.init_noise_sigma
         else:
-            latents = scheduler.add_noise(sources.to(self.device), noise, timesteps[:1].repeat(len(noise)))
+            latents = scheduler.add_noise(given.start.to(self.device), noise, timesteps[:1].repeat(len(noise)))
         extra = {"generator": list(generators)} if _takes_generator(scheduler) else {}
-        condition = self._condition(texts, away)
-        for timestep in timesteps:
-            predicted = self._guided(
-                scheduler.scale_model_input(latents, timestep), timestep, condition, guidance_scale
-            )
+        condition = self._condition(texts, away, given.beside, len(scales) + 1)
+        for number, timestep in enumerate(timesteps, start=1):
+            predicted = self._guided(scheduler.scale_model_input(latents, timestep), timestep, condition, scales)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+            latents = self._hold(latents, given, noise, timesteps[number : number + 1])
         return latents
+
+    def _hold(self, latents: torch.Tensor, given: Given, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """Latents with what the mask keeps put back at the noise `level` (one timestep; none after the last step)."""
+        if given.kept is None or given.mask is None:
+            return latents
+        kept, mask = given.kept.to(self.device), given.mask.to(self.device)
+        if len(level):
+            kept = self.scheduler.add_noise(kept, noise, level.repeat(len(noise)))
+        return (1.0 - mask) * kept + mask * latents
 
     def one_step(
         self,
         noise: torch.Tensor,
-        sources: torch.Tensor | None,
+        given: Given,
         texts: Text,
         away: Text | None,
-        guidance_scale: float,
+        scales: Sequence[float],
         strengths: Sequence[float],
     ) -> torch.Tensor:
         """Predict the clean image at once from the noise level each strength names: x0 = (x - sigma * eps) / alpha.
 
         Without a source x is pure noise at the last timestep, as one-step models are trained (arXiv 2312.05239).
         """
-        noise = noise.to(self.device)
-        levels = [1.0] * len(noise) if sources is None else strengths
+        noise, start = noise.to(self.device), given.start
+        levels = [1.0] * len(noise) if start is None else strengths
         count = self.scheduler.config.num_train_timesteps
         timesteps = torch.tensor([one_step_timestep(level, count) for level in levels], device=self.device)
         alpha, sigma = self._noise_level(timesteps)
-        latents = noise if sources is None else alpha * sources.to(self.device) + sigma * noise
-        predicted = self._guided(latents, timesteps, self._condition(texts, away), guidance_scale)
+        latents = noise if start is None else alpha * start.to(self.device) + sigma * noise
+        condition = self._condition(texts, away, given.beside, len(scales) + 1)
+        predicted = self._guided(latents, timesteps, condition, scales)
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
-            return (latents - sigma * predicted) / alpha
-        if kind == "v_prediction":
-            return alpha * latents - sigma * predicted
-        return predicted  # "sample"
+            predicted = (latents - sigma * predicted) / alpha
+        elif kind == "v_prediction":
+            predicted = alpha * latents - sigma * predicted
+        return self._hold(predicted, given, noise, timesteps[:0])
 
-    def activations(self, latents: torch.Tensor, noise: torch.Tensor, text: Text, timestep: int) -> torch.Tensor:
+    def activations(
+        self, latents: torch.Tensor, noise: torch.Tensor, text: Text, timestep: int, beside: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the last up blocks give for lightly noised latents, the largest value in each quarter of the image: [N, D]."""
         found: list[torch.Tensor] = []
 
@@ -107,7 +139,7 @@ class Denoiser:
             alpha, sigma = self._noise_level(times)
             noised = alpha * latents.to(self.device) + sigma * noise.to(self.device)
             repeated = stack_texts([text] * len(latents))
-            self._guided(noised, times, self._condition(repeated, None), 1.0, unet=unet)
+            self._guided(noised, times, self._condition(repeated, None, beside, 1), (), unet=unet)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -118,41 +150,50 @@ class Denoiser:
         kept = self.scheduler.alphas_cumprod.to(self.device)[timesteps].float().view(-1, 1, 1, 1)
         return kept.sqrt(), (1.0 - kept).sqrt()
 
-    def _condition(self, texts: Text, away: Text | None) -> dict[str, Any]:
-        """What the U-Net is told, the same at every step; with guidance the unconditional half comes first."""
+    def _condition(self, texts: Text, away: Text | None, beside: torch.Tensor | None, ways: int) -> Condition:
+        """Everything the U-Net is told, batched: `texts`; `away` and `texts`; or neither, the image alone, and both."""
         tokens, pooled, count = texts.tokens, texts.pooled, len(texts.tokens)
         if away is not None:
-            tokens = torch.cat([away.tokens.expand(count, -1, -1), tokens])
+            tokens = torch.cat([*[away.tokens.expand(count, -1, -1)] * (ways - 1), tokens])
             if pooled is not None:
-                pooled = torch.cat([away.pooled.expand(count, -1), pooled])  # type: ignore[union-attr]
-        condition: dict[str, Any] = {"encoder_hidden_states": tokens.to(self.device, self.dtype)}
+                pooled = torch.cat([*[away.pooled.expand(count, -1)] * (ways - 1), pooled])  # type: ignore[union-attr]
+        if beside is not None:
+            beside = beside.to(self.device, self.dtype)
+            beside = torch.cat([torch.zeros_like(beside)] * (ways - 2) + [beside] * min(ways, 2))
+        told: dict[str, Any] = {"encoder_hidden_states": tokens.to(self.device, self.dtype)}
         if pooled is not None:
             edge = float(self.size_px)  # original height and width, crop corner, target height and width
             sizes = torch.tensor([[edge, edge, 0.0, 0.0, edge, edge]], device=self.device, dtype=self.dtype)
-            condition["added_cond_kwargs"] = {
+            told["added_cond_kwargs"] = {
                 "text_embeds": pooled.to(self.device, self.dtype),
                 "time_ids": sizes.expand(len(pooled), -1),
             }
-        return condition
+        return Condition(ways, told, beside)
 
     def _guided(
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        condition: dict[str, Any],
-        scale: float,
+        condition: Condition,
+        scales: Sequence[float],
         *,
         unet: Any = None,
     ) -> torch.Tensor:
-        """The U-Net's prediction in fp32, moved away from the unconditional one where the condition holds both."""
-        both = len(condition["encoder_hidden_states"]) == 2 * len(latents)
-        inputs = torch.cat([latents, latents]) if both else latents
-        times = torch.cat([timesteps, timesteps]) if both and timesteps.ndim else timesteps
-        predicted = (unet or self.unet)(inputs.to(self.dtype), times, return_dict=False, **condition)[0].float()
-        if not both:
-            return predicted
-        away, towards = predicted.chunk(2)
-        return away + scale * (towards - away)
+        """The U-Net's prediction in fp32: e_0 + sum_k scale_k (e_k - e_k-1), e_0 told least and the last one all.
+
+        One scale is classifier-free guidance (arXiv 2207.12598), two are InstructPix2Pix's by image, then by text
+        (arXiv 2211.09800, eq. 3).
+        """
+        inputs = torch.cat([latents] * condition.ways).to(self.dtype)
+        times = torch.cat([timesteps] * condition.ways) if timesteps.ndim else timesteps
+        if condition.beside is not None:
+            inputs = torch.cat([inputs, condition.beside], dim=1)
+        predicted = (unet or self.unet)(inputs, times, return_dict=False, **condition.told)[0].float()
+        first, *told = predicted.chunk(condition.ways)
+        guided, before = first, first
+        for scale, towards in zip(scales, told, strict=True):
+            guided, before = guided + scale * (towards - before), towards
+        return guided
 
 
 def _takes_generator(scheduler: Any) -> bool:

@@ -122,9 +122,9 @@ def device_free_memory(device: str, machine: Machine) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def image_bytes(*, latent_px: int, width: int, dtype: str, guided: bool) -> int:
-    """Memory one more image in a chunk takes at the peak of a U-Net evaluation."""
-    return latent_px**2 * width * BYTES[dtype] * ACTIVATION_COPIES * (2 if guided else 1)
+def image_bytes(*, latent_px: int, width: int, dtype: str, ways: int) -> int:
+    """Memory one more image in a chunk takes at the peak of a U-Net evaluation of `ways` copies of it (guidance)."""
+    return latent_px**2 * width * BYTES[dtype] * ACTIVATION_COPIES * ways
 
 
 def chunk_size(*, device: str, latent_px: int, per_image: int, weights: int, free: int) -> int:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from variegate.backends.adapter import apply_adapter, expand, read_adapter, text_encoders, token_vectors
-from variegate.backends.base import BackendSpec
-from variegate.backends.denoise import Denoiser, Text, stack_texts
+from variegate.backends.base import BackendSpec, executed_steps
+from variegate.backends.denoise import Denoiser, Given, Text, stack_texts
 from variegate.backends.folder import UNUSED, ModelFacts, read_model
 from variegate.errors import ModelError, Problem
 from variegate.images import float_to_pixels, pixels_to_float
@@ -34,6 +34,7 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
 }
 DECODED_PIXELS = 2**21  # pixels a decoder batch: 512 pictures of 64 px, 8 of 512 px, 2 of 1024 px
+PASS_PURPOSES = 16
 FEATURE_TIMESTEP = 20  # of 1000: low noise
 FEATURE_SEED = 20230603
 
@@ -68,7 +69,7 @@ class DiffusionBackend:
     @classmethod
     def open(cls, spec: BackendSpec) -> DiffusionBackend:
         """Load once, quietly, from local files and safetensors only; raises ModelError when diffusers refuses the folder."""
-        facts = read_model(Path(spec.path))
+        facts = read_model(Path(spec.path), Path(spec.unet) if spec.unet else None)
         threads_before = torch.get_num_threads()
         if spec.device == "cpu":
             torch.set_num_threads(spec.threads)
@@ -154,11 +155,18 @@ class DiffusionBackend:
         return Text(parts[0][0], parts[2][0] if sdxl else None)
 
     @torch.inference_mode()
-    def encode_sources(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [N, S, S, 3] to scaled latents, float32 [N, C, S/f, S/f] on the CPU; the distribution's mode, no sampling."""
+    def encode_sources(self, pixels: np.ndarray, hidden: np.ndarray | None = None) -> torch.Tensor:
+        """uint8 [N, S, S, 3] to scaled latents, float32 [N, C, S/f, S/f] on the CPU; the distribution's mode, no sampling.
+
+        `hidden`: bool [N, S, S], what is greyed out first, as inpainting models are shown the rest of an image.
+        """
         config, latents = self._vae.config, []
-        for batch in self._image_batches(pixels):
-            encoded = self._vae.encode(pixels_to_float(batch).to(self.device, self._vae_dtype))
+        step = self._decoder_batch
+        for number, batch in enumerate(self._image_batches(pixels)):
+            values = pixels_to_float(batch)
+            if hidden is not None:
+                values *= torch.from_numpy(~hidden[number * step : (number + 1) * step])[:, None]
+            encoded = self._vae.encode(values.to(self.device, self._vae_dtype))
             latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
             latents.append(latent.float().cpu())
         shift, scale = _latent_statistics(config)
@@ -196,32 +204,60 @@ class DiffusionBackend:
         seeds: Sequence[int],
         negative: str = "",
         token_noise: Sequence[TokenNoise | None] | None = None,
+        repaint: np.ndarray | None = None,
+        masked: torch.Tensor | None = None,
+        passes: Sequence[float] = (),
     ) -> np.ndarray:
         """Draw one chunk: uint8 [N, S, S, 3].
 
         `sources`: scaled latents of `encode_sources`, or None to draw from text alone. `steps` are executed steps; `strengths`
         matter in one-step drawing only, where each image has its own noise level. Noise comes from each row's own seed.
-        `token_noise` disturbs the learned tokens of a row's class.
+        `token_noise` disturbs the learned tokens of a row's class. `repaint`: bool [N, S, S], where the source is repainted;
+        an inpainting model needs `masked` too, the latents of the source with that greyed out. With `passes` the chunk is
+        drawn once for each of these strengths, each pass from the latents of the one before; nothing is decoded in
+        between, for the autoencoder loses a little every time. They stand instead of `strengths` and `steps`.
         """
-        noise = self.noise(seeds)
+        spec, given = self.spec, self._given(sources, repaint, masked)
         noises = token_noise or [None] * len(prompts)
         texts = stack_texts([self._encode_noised(*pair) for pair in zip(prompts, noises, strict=True)])
-        away = self.encode_prompt(negative, negative=True) if self.spec.guided else None
+        away = self.encode_prompt(negative, negative=True) if spec.guided else None
+        rounds = [([one] * len(prompts), executed_steps(spec.steps, one)) for one in passes] or [(strengths, steps)]
         with _quiet():
-            if self.spec.steps == 1:
-                latents = self._denoiser.one_step(noise, sources, texts, away, self.spec.guidance_scale, strengths)
-            else:
-                generators = [_generator(seed, 1) for seed in seeds]
-                latents = self._denoiser.many_steps(
-                    noise, sources, texts, away, self.spec.guidance_scale,
-                    total=self.spec.steps, steps=steps, generators=generators,
-                )  # fmt: skip
+            for number, (levels, executed) in enumerate(rounds):
+                noise, purpose = self.noise(seeds, PASS_PURPOSES * number), PASS_PURPOSES * number + 1
+                if spec.steps == 1:
+                    latents = self._denoiser.one_step(noise, given, texts, away, spec.scales, levels)
+                else:
+                    latents = self._denoiser.many_steps(
+                        noise, _from_noise(given) if executed == spec.steps else given, texts, away, spec.scales,
+                        total=spec.steps, steps=executed, generators=[_generator(seed, purpose) for seed in seeds],
+                    )  # fmt: skip
+                given = given._replace(start=latents)
             return self.decode(latents)
 
-    def noise(self, seeds: Sequence[int]) -> torch.Tensor:
+    def _given(self, sources: torch.Tensor | None, repaint: np.ndarray | None, masked: torch.Tensor | None) -> Given:
+        """What the model's kind makes of sources and masks; raises ValueError for what it cannot draw."""
+        kind = self.spec.kind
+        needed = {"text-to-image": [], "edit": [sources], "inpaint": [sources, repaint, masked]}[kind]
+        if any(one is None for one in needed) or (kind == "edit" and repaint is not None):
+            raise ValueError(f"a model of kind {kind} cannot draw from this; edit needs sources, inpaint masks too")
+        if sources is None:
+            return Given()
+        if kind == "edit":
+            shift, scale = _latent_statistics(self._vae.config)
+            return Given(beside=sources / scale + shift)  # InstructPix2Pix was trained on unscaled latents
+        if repaint is None:
+            return Given(start=sources)
+        pixels = torch.from_numpy(repaint)[:, None].float()
+        mask = torch.nn.functional.interpolate(pixels, size=(self.latent_px, self.latent_px))  # nearest, as in training
+        if kind == "inpaint":
+            return Given(start=sources, beside=torch.cat([mask, masked], dim=1), mask=mask)  # type: ignore[list-item]
+        return Given(start=sources, kept=sources, mask=mask)
+
+    def noise(self, seeds: Sequence[int], purpose: int = 0) -> torch.Tensor:
         """float32 [N, C, h, w]; drawn on the CPU so that every device starts from the same numbers."""
         shape = (self.facts.latent_channels, self.latent_px, self.latent_px)
-        return torch.stack([torch.randn(shape, generator=_generator(seed, 0)) for seed in seeds])
+        return torch.stack([torch.randn(shape, generator=_generator(seed, purpose)) for seed in seeds])
 
     # ---------------------------------------------------------------- describing
 
@@ -238,13 +274,27 @@ class DiffusionBackend:
         found = []
         for start in range(0, len(pixels), batch):
             latents = self.encode_sources(pixels[start : start + batch])
-            found.append(self._denoiser.activations(latents, noise, text, FEATURE_TIMESTEP))
+            found.append(self._denoiser.activations(latents, noise, text, FEATURE_TIMESTEP, self._unchanged(latents)))
         return torch.cat(found).numpy()
+
+    def _unchanged(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """The further channels that ask for nothing: no image to edit, or an empty mask over the image itself."""
+        if self.spec.kind == "edit":
+            return torch.zeros_like(latents)
+        return torch.cat([torch.zeros_like(latents[:, :1]), latents], dim=1) if self.spec.kind == "inpaint" else None
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
-    """A row's own stream: purpose 0 is the starting noise, 1 what ancestral schedulers add, from 2 on token noise."""
+    """A row's own stream: purpose 0 is the starting noise, 1 what ancestral schedulers add, 2 and 3 token noise.
+
+    The second pass of a sequence has 16 and 17 for 0 and 1, the third 32 and 33, and so on.
+    """
     return torch.Generator().manual_seed((seed + purpose * 0x9E3779B97F4A7C15) % 2**63)
+
+
+def _from_noise(given: Given) -> Given:
+    """All steps over a mask start from pure noise, as inpainting does at strength 1; without one the source shines through."""
+    return given if given.mask is None else given._replace(start=None)
 
 
 def _latent_statistics(config: Any) -> tuple[torch.Tensor | float, torch.Tensor | float]:
@@ -262,10 +312,17 @@ def _load_pipeline(spec: BackendSpec, facts: ModelFacts) -> Any:
     pipeline = getattr(diffusers, facts.pipeline)
     skipped = {name: None for name in UNUSED if name in pipeline._optional_components}
     fused = spec.adapter_parts != "none"
+    dtype = torch.float32 if fused else DTYPES[spec.dtype]
+    whole = Path(spec.unet).is_dir() if spec.unet else False
     pipe = pipeline.from_pretrained(
-        spec.path, dtype=torch.float32 if fused else DTYPES[spec.dtype], variant=facts.variant, use_safetensors=True, local_files_only=True,
+        spec.path, dtype=dtype, variant=facts.variant, use_safetensors=True, local_files_only=True,
         **skipped, **({"requires_safety_checker": False} if facts.family == "sd" else {}),
+        **({"unet": _load_unet(Path(spec.unet), dtype)} if whole else {}),
     )  # fmt: skip
+    if spec.unet and not whole:
+        from safetensors.torch import load_file
+
+        pipe.unet.load_state_dict(load_file(spec.unet), strict=False)  # names and shapes: folder.unet_problems
     pipe.set_progress_bar_config(disable=True)
     if spec.scheduler != "model":
         # PNDM's Runge-Kutta start counts calls, which image-to-image that begins part-way would upset
@@ -281,6 +338,15 @@ def _load_pipeline(spec: BackendSpec, facts: ModelFacts) -> Any:
     if spec.compile:
         pipe.unet = torch.compile(pipe.unet)
     return pipe
+
+
+def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    variant = "fp16" if not any(path.name.count(".") == 1 for path in folder.glob("*.safetensors")) else None
+    return UNet2DConditionModel.from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+    )
 
 
 @contextlib.contextmanager

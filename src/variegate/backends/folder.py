@@ -10,10 +10,10 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from variegate.errors import ModelError, Problem
 
@@ -22,17 +22,26 @@ OWN = {"starter": STARTER, "starter-onestep": STARTER.with_name("starter-onestep
 FAMILIES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
+    "StableDiffusionInstructPix2PixPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
 }
+PIPELINES = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}  # load the parts and encode text
+Kind = Literal["text-to-image", "edit", "inpaint"]
 PARTS, SECOND = ("scheduler", "text_encoder", "tokenizer", "unet", "vae"), ("text_encoder_2", "tokenizer_2")
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # listed by many models, never loaded here
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 UNFINISHED = (".incomplete", ".part", ".tmp", ".aria2", ".crdownload")
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-TURBO_LEVELS = (0.25, 0.5, 0.75, 1.0)  # adversarial diffusion distillation trains these (arXiv 2311.17042)
+DISTILLED = {  # noise levels of published distilled models, by their names
+    r"sd(xl)?[-_]turbo": (0.25, 0.5, 0.75, 1.0),  # adversarial diffusion distillation (arXiv 2311.17042)
+    r"swiftbrush": (1.0,),  # pure noise only (arXiv 2312.05239)
+}
 WHOLE_FILE_BYTES = 64 * 2**20  # up to this size a weight file is hashed whole
 SAMPLED_BLOCKS, BLOCK_BYTES = 256, 4096
+SHOWN_KEYS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,7 @@ class ModelFacts:
 
     pipeline: str
     family: str  # sd, sdxl
+    kind: Kind  # what its U-Net takes beside noisy latents: nothing, an image (InstructPix2Pix), a mask and the rest
     latent_channels: int
     downscale: int  # image px per latent px
     unet_multiple: int  # latent sizes must divide by it
@@ -100,6 +110,63 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from exc
 
 
+def find_unet(name: str) -> Path:
+    """A U-Net that stands in for a model's own: a diffusers U-Net folder, or one safetensors file of its weights.
+
+    Raises ModelError with the remedy.
+    """
+    path, where = Path(name).expanduser(), "backend.unet"
+    if path.is_file() and path.suffix == ".safetensors":
+        return path.resolve()
+    if path.is_file() and path.suffix in PICKLES:
+        text = f"{name} is a pickle, which can run code when loaded"
+        raise ModelError(Problem(where, text, f"convert it safely: variegate import {name} --out FOLDER"))
+    if (path / "config.json").is_file():
+        return path.resolve()
+    if (path / "unet" / "config.json").is_file():
+        raise ModelError(Problem(where, f"{name} is a whole model", f"did you mean {path / 'unet'}?"))
+    text = f"{name} is neither a U-Net folder (config.json and safetensors) nor a .safetensors file"
+    raise ModelError(Problem(where, text, "name one, or leave backend.unet out"))
+
+
+def unet_problems(folder: Path, unet: Path) -> list[Problem]:
+    """Why a U-Net cannot stand in for the one of a model; names and shapes only, from the files' headers.
+
+    A folder has to hold every weight of the model's own U-Net in its shape, but for the input channels that its own
+    config.json names. A single file may hold some of them (concept erasure trains the cross-attention alone); the
+    model keeps the others.
+    """
+    where = f"backend.unet: {unet}"
+    if unet.is_dir():
+        problems = _check_weights(unet, "get the U-Net again")
+    else:
+        reason = _broken_safetensors(unet)
+        problems = [Problem(where, reason, "get the file again")] if reason else []
+    if problems:
+        return problems
+    own, found = weight_shapes(folder / "unet"), weight_shapes(unet)
+    if unet.is_dir() and len(own.get("conv_in.weight", ())) == 4:
+        own["conv_in.weight"][1] = _load(unet / "config.json").get("in_channels", 4)
+    return shape_problems(where, found, own, whole=unet.is_dir())
+
+
+def shape_problems(
+    where: str, found: Mapping[str, list[int]], own: Mapping[str, list[int]], *, whole: bool = False
+) -> list[Problem]:
+    """Weights (name -> shape) that the model's U-Net has not, or in another shape; with `whole` also those missing."""
+    unknown = sorted(set(found) - set(own))
+    missing = sorted(set(own) - set(found)) if whole or not found else []
+    both = sorted(set(own) & set(found))
+    wrong = [f"{name} {found[name]} against {own[name]}" for name in both if found[name] != own[name]]
+    texts = {"keys that the model's U-Net has not": unknown, "keys missing": missing, "shapes that differ": wrong}
+    remedy = "use a U-Net of the same architecture, or the model it was made for"
+    return [Problem(where, f"{len(names):,} {text}: {_some(names)}", remedy) for text, names in texts.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_KEYS]) + (f" and {len(names) - SHOWN_KEYS:,} more" if len(names) > SHOWN_KEYS else "")
+
+
 def model_problems(folder: Path) -> list[Problem]:
     """Everything that keeps a diffusers folder from being loaded; empty when it is whole."""
     index, problems = _read_json(folder / "model_index.json")
@@ -126,34 +193,44 @@ def model_problems(folder: Path) -> list[Problem]:
     return found or _check_shape(folder, index)
 
 
-def read_model(folder: Path) -> ModelFacts:
-    """Facts of a model from its configuration files; raises ModelError with all of `model_problems`."""
-    problems = model_problems(folder)
+def read_model(folder: Path, own_unet: Path | None = None) -> ModelFacts:
+    """Facts of a model from its configuration files, drawn with another U-Net where one is given.
+
+    Raises ModelError with all of `model_problems` and `unet_problems`.
+    """
+    problems = model_problems(folder) or (unet_problems(folder, own_unet) if own_unet else [])
     if problems:
         raise ModelError(problems)
     index, unet, vae = (_load(folder / part) for part in ("model_index.json", "unet/config.json", "vae/config.json"))
+    if own_unet and own_unet.is_dir():
+        unet |= _load(own_unet / "config.json")
+    problems = _check_input(own_unet or folder, unet, vae)
+    if problems:
+        raise ModelError(problems)
+    family = FAMILIES[index["_class_name"]]
     downscale = 2 ** (len(vae["block_out_channels"]) - 1)
     scheduler = _load(folder / "scheduler/scheduler_config.json")
     sample_size = unet["sample_size"]
     files = [path for component in sorted(_components(index)) for path in _weights(folder / component)]
     return ModelFacts(
-        pipeline=index["_class_name"],
-        family=FAMILIES[index["_class_name"]],
+        pipeline=PIPELINES[family],
+        family=family,
+        kind=_kind(unet, vae) or "text-to-image",
         latent_channels=vae["latent_channels"],
         downscale=downscale,
         unet_multiple=2 ** (len(unet["block_out_channels"]) - 1),
         size_px=(sample_size if isinstance(sample_size, int) else max(sample_size)) * downscale,
         width=unet["block_out_channels"][0],
         weight_bytes=sum(path.stat().st_size for path in files),
-        levels=_levels(folder, index),
+        levels=_levels(folder, index, own_unet),
         variant="fp16" if any(".fp16." in path.name for path in files) else None,
         scheduler=scheduler.get("_class_name", ""),
         skips_prk=bool(scheduler.get("skip_prk_steps")),
     )
 
 
-def model_fingerprint(folder: Path) -> str:
-    """Hash of what the model is: configuration, vocabulary and weights.
+def model_fingerprint(folder: Path, own_unet: Path | None = None) -> str:
+    """Hash of what the model is: configuration, vocabulary and weights, and the U-Net given instead of its own.
 
     Weight files over 64 MB are hashed by size, header and 256 blocks spread over them, which tells fine-tunes of one
     model apart without reading gigabytes.
@@ -166,6 +243,10 @@ def model_fingerprint(folder: Path) -> str:
         for path in sorted({*small, *weights}):
             digest.update(f"{component}/{path.name}".encode())
             digest.update(_file_digest(path))
+    if own_unet:
+        files = [own_unet / "config.json", *_weights(own_unet)] if own_unet.is_dir() else [own_unet]
+        for path in files:
+            digest.update(b"another U-Net" + _file_digest(path))
     return digest.hexdigest()
 
 
@@ -226,14 +307,15 @@ def _check_weights(component: Path, again: str) -> list[Problem]:
     return [Problem(str(component), "has a config.json and no weights", again)]
 
 
-def weight_names(component: Path) -> set[str]:
-    """Names of all tensors in a component's safetensors files, read from their headers alone."""
-    names: set[str] = set()
-    for path in component.glob("*.safetensors"):
+def weight_shapes(component: Path) -> dict[str, list[int]]:
+    """name -> shape of all tensors in a component's safetensors files (or in one file), read from their headers alone."""
+    shapes: dict[str, list[int]] = {}
+    for path in _weights(component) if component.is_dir() else [component]:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
-            names |= set(json.loads(file.read(length))) - {"__metadata__"}
-    return names
+            header = json.loads(file.read(length))
+        shapes |= {name: value["shape"] for name, value in header.items() if name != "__metadata__"}
+    return shapes
 
 
 def _broken_safetensors(path: Path) -> str:
@@ -256,30 +338,51 @@ def _broken_safetensors(path: Path) -> str:
 
 
 def _check_shape(folder: Path, index: dict[str, Any]) -> list[Problem]:
-    """U-Nets that need an input we do not give."""
-    unet, vae = _load(folder / "unet/config.json"), _load(folder / "vae/config.json")
-    problems = []
-    channels = unet.get("in_channels", 4)
-    if channels != vae.get("latent_channels", 4):
-        kind = {8: "an instruct-pix2pix model", 9: "an inpainting model"}.get(channels, "a model with another input")
-        text = f"its U-Net takes {channels} channels and its latents have {vae.get('latent_channels', 4)}: {kind}"
-        problems.append(Problem(str(folder), text, "use a text-to-image model; this kind is not supported yet"))
-    if unet.get("time_cond_proj_dim"):
-        text = "its U-Net takes the guidance scale as an input (a latent consistency model)"
-        problems.append(
-            Problem(str(folder), text, "this kind is not supported yet; use the model it was distilled from")
-        )
+    """Models that need an input we do not give."""
+    problems = _check_input(folder, _load(folder / "unet/config.json"), _load(folder / "vae/config.json"))
     if index.get("requires_aesthetics_score"):
         problems.append(Problem(str(folder), "is a refiner, which only finishes images", "use its base model"))
     return problems
 
 
-def _levels(folder: Path, index: dict[str, Any]) -> tuple[float, ...] | None:
-    """Noise levels of a distilled model: its own note `_noise_levels`, or the published ones of the turbo models."""
-    if "_noise_levels" in index:
-        return tuple(sorted(float(level) for level in index["_noise_levels"]))
-    names = f"{folder.name} {folder.parent.parent.name} {index.get('_name_or_path', '')}".lower()
-    return TURBO_LEVELS if re.search(r"sd(xl)?[-_]turbo", names) else None
+def _kind(unet: dict[str, Any], vae: dict[str, Any]) -> Kind | None:
+    """What a U-Net's input channels say: latents alone, with an image's latents, with a mask and the masked image's."""
+    latent = vae.get("latent_channels", 4)
+    kinds: dict[int, Kind] = {latent: "text-to-image", 2 * latent: "edit", 2 * latent + 1: "inpaint"}
+    return kinds.get(unet.get("in_channels", 4))
+
+
+def _check_input(where: Path, unet: dict[str, Any], vae: dict[str, Any]) -> list[Problem]:
+    problems = []
+    if _kind(unet, vae) is None:
+        text = f"its U-Net takes {unet.get('in_channels', 4)} channels and its latents have {vae.get('latent_channels', 4)}"
+        remedy = "use a text-to-image, InstructPix2Pix or inpainting model"
+        problems.append(Problem(str(where), text, remedy))
+    if unet.get("time_cond_proj_dim"):
+        text = "its U-Net takes the guidance scale as an input (a latent consistency model)"
+        problems.append(
+            Problem(str(where), text, "this kind is not supported yet; use the model it was distilled from")
+        )
+    return problems
+
+
+def _levels(folder: Path, index: dict[str, Any], unet: Path | None) -> tuple[float, ...] | None:
+    """Noise levels of a distilled model: its own note `_noise_levels`, or the published ones of models known by name.
+
+    A U-Net given instead of the model's own comes first; where it says nothing the model's levels hold (an erased turbo).
+    """
+    if unet:
+        config = _load(unet / "config.json") if unet.is_dir() else {}
+        levels = _told_levels(config, f"{unet.name} {unet.parent.name} {config.get('_name_or_path', '')}")
+        if levels:
+            return levels
+    return _told_levels(index, f"{folder.name} {folder.parent.parent.name} {index.get('_name_or_path', '')}")
+
+
+def _told_levels(config: dict[str, Any], names: str) -> tuple[float, ...] | None:
+    if "_noise_levels" in config:
+        return tuple(sorted(float(level) for level in config["_noise_levels"]))
+    return next((levels for known, levels in DISTILLED.items() if re.search(known, names.lower())), None)
 
 
 def _file_digest(path: Path) -> bytes:

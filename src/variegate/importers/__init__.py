@@ -1,4 +1,4 @@
-"""Read what other tools left behind: learned tokens, LoRA, prompts, tables of images, results, filters.
+"""Read what other tools left behind: learned tokens, LoRA, U-Nets, prompts, tables of images, results, filters.
 
 `import_artefact` tells the kind from the content, checks everything, says what it found, and writes it where asked to.
 Nothing here imports torch before a weight file is read.
@@ -88,9 +88,9 @@ def _arguments(
 def _refuse_unused(found: Found, names: Sequence[str] | None, base: str | None) -> None:
     """An option that changes nothing for this kind is a mistake."""
     problems = []
-    if base is not None and found.kind not in ("tokens", "lora", "tokens+lora"):
+    if base is not None and found.kind not in ("tokens", "lora", "tokens+lora", "unet"):
         problems.append(Problem("--base", f"says nothing about {found.kind}", "leave it out"))
-    if names is not None and found.kind in ("environments", "results"):
+    if names is not None and found.kind in ("environments", "results", "unet"):
         problems.append(Problem("--classes", f"says nothing about {found.kind}", "leave it out"))
     if problems:
         raise DataError(problems)
@@ -136,6 +136,7 @@ def _read_weights(path: Path, names: tuple[str, ...] | None, base: Path | None, 
     from variegate.importers.lora import is_lora, read_lora
     from variegate.importers.probe import is_probe, probe_found
     from variegate.importers.tokens import is_tokens, read_tokens
+    from variegate.importers.unet import is_unet, unet_found
     from variegate.importers.weights import read_weights, unknown_keys
 
     weights = read_weights(path)
@@ -147,7 +148,9 @@ def _read_weights(path: Path, names: tuple[str, ...] | None, base: Path | None, 
         return probe_found(weights, names)
     if is_lora(keys):
         return adapter_found(None, (path, read_lora(weights)), **options)
-    raise ModelError(unknown_keys(keys, path, "this file (no tokens, no LoRA, no filter)"))
+    if is_unet(keys):
+        return unet_found(weights, base)
+    raise ModelError(unknown_keys(keys, path, "this file (no tokens, no LoRA, no filter, no U-Net)"))
 
 
 def _read_text(path: Path, names: tuple[str, ...] | None) -> Found:

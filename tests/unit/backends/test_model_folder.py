@@ -89,8 +89,8 @@ def test_pickles_are_refused(model: Path) -> None:
 
 
 def test_unsupported_models_are_refused(model: Path) -> None:
-    edit(model / "unet" / "config.json", in_channels=9)
-    assert "an inpainting model" in model_problems(model)[0].what
+    edit(model / "unet" / "config.json", in_channels=5)
+    assert "takes 5 channels and its latents have 4" in model_problems(model)[0].what
     edit(model / "model_index.json", _class_name="FluxPipeline")
     [problem] = model_problems(model)
     assert "FluxPipeline" in problem.what and "StableDiffusionXLPipeline" in problem.remedy

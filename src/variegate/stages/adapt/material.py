@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from variegate.backends.adapter import placeholder
-from variegate.backends.base import BackendSpec, resolve_backend
-from variegate.backends.folder import find_model, model_fingerprint
+from variegate.backends.base import BackendSpec, locate, resolve_backend
+from variegate.backends.folder import model_fingerprint
 from variegate.errors import DataError, Problem
 from variegate.images import load_squares
 from variegate.recipe import BackendSection, Recipe
@@ -79,12 +79,11 @@ def training_section(recipe: Recipe) -> BackendSection:
     if recipe.adapt.model is None:
         return own
     few = {"steps": PARENT_STEPS, "guidance_scale": PARENT_GUIDANCE} if own.steps < PARENT_STEPS else {}
-    return own.model_copy(update={"model": recipe.adapt.model, "revision": None, **few})
+    return own.model_copy(update={"model": recipe.adapt.model, "revision": None, "unet": None, **few})
 
 
 def training_fingerprint(recipe: Recipe) -> str:
-    section = training_section(recipe)
-    return model_fingerprint(find_model(section.model, section.revision))
+    return model_fingerprint(*locate(training_section(recipe)))
 
 
 def training_spec(recipe: Recipe) -> BackendSpec:

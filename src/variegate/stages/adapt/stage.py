@@ -21,7 +21,8 @@ from variegate.backends.adapter import (
     read_adapter,
     write_adapter,
 )
-from variegate.backends.folder import find_model, read_model, weight_names
+from variegate.backends.base import locate
+from variegate.backends.folder import read_model, weight_shapes
 from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
 from variegate.files import file_sha256
@@ -72,8 +73,12 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         if problems:
             raise ModelError(problems)
         return
-    model = find_model(training_section(recipe).model, training_section(recipe).revision)
-    facts = read_model(model)
+    model, unet = locate(training_section(recipe))
+    facts = read_model(model, unet)
+    if facts.kind != "text-to-image":
+        text = f"{training_section(recipe).model} is a model of kind {facts.kind}, which this cannot teach"
+        remedy = "name the text-to-image model it was made from in adapt.model: its LoRA fits here too"
+        raise ModelError(Problem("adapt.model", text, remedy))
     if facts.levels is not None and section.timesteps == "all":
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
@@ -99,7 +104,7 @@ def _target_problem(recipe: Recipe, model: Path) -> Problem | None:
     targets = recipe.adapt.targets
     if not recipe.adapt.has_lora or isinstance(targets, str):
         return None
-    modules = {name.rpartition(".")[0] for name in weight_names(model / "unet")}
+    modules = {name.rpartition(".")[0] for name in weight_shapes(model / "unet")}
     idle = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in modules)]
     if not idle:
         return None

@@ -10,7 +10,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import ImageCheck, check_images
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
-from variegate.records import ClassInfo, Split, content_id, extra_tests
+from variegate.records import ClassInfo, RealImage, Split, content_id, extra_tests
 from variegate.stages.dataset.listing import SPLIT_ORDER, FoundImage, Listing, enumerated, shortened
 from variegate.stages.dataset.splits import Duplicate, Item, drop_leaks, fill_splits, groups_across, take_shots
 from variegate.store import class_slug
@@ -52,6 +52,14 @@ class DatasetFacts:
         """Training images without a caption; images drawn here always get one."""
         found = [image.found for image in self.images if image.split == "train"]
         return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
+
+    def training_images(self) -> list[RealImage]:
+        """The training images as far as they are known before a run: named as the user knows them, without ids."""
+        return [
+            RealImage("", i.found.name, i.label, "train", mask=str(i.found.mask) if i.found.mask else None,
+                      width=i.check.width, height=i.check.height)
+            for i in self.images if i.split == "train"
+        ]  # fmt: skip
 
     def identity(self) -> str:
         """Hash of the classes and of every image's name, label, split, notes and bytes, wherever the files lie."""

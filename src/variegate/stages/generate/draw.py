@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ import numpy as np
 from variegate.backends.base import BackendSpec
 from variegate.errors import TaskFailed
 from variegate.files import write_atomic
-from variegate.images import encode_image, load_square
+from variegate.images import encode_image, load_square, paste_kept
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
+from variegate.stages.generate.masks import Masking
 from variegate.store import drawn_path, synthetic_path
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SOURCES_PER_GROUP = 16
 KEPT_GROUPS = 64
+KEPT_MASKS = 512
 WRITERS = 8  # threads that encode and sync files; syncing waits for the disk, not for the processor
 CACHE = "cache/latents"
 
@@ -45,6 +48,13 @@ class DrawSetup:
     image_format: str
     relative_token_noise: bool = False
     is_refined: bool = False  # by the stage that comes next: files go to drawn/
+    masking: Masking | None = None
+    masks: tuple[str, ...] = ()  # with masking: their hashes, in the order of `sources`
+    paste: bool = False  # put the source's own pixels back where it was not repainted
+
+    def square(self, image: RealImage) -> np.ndarray:
+        """A source as it is drawn from: uint8 [S, S, 3]."""
+        return load_square(Path(image.path), self.spec.size_px, self.fit, self.max_megapixels)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,10 @@ class DrawWorker:
 
         self.setup = setup
         self.backend = DiffusionBackend.open(setup.spec)
-        self.latents = SourceLatents(setup, self.backend.encode_sources)
+        self.sources = {image.id: image for image in setup.sources}
+        self.latents = SourceLatents(setup, lambda _, squares: self.backend.encode_sources(squares))
+        self.repainted = lru_cache(KEPT_MASKS)(self._repainted)
+        self.masked = SourceLatents(setup, self._encode_masked, setup.masks) if setup.spec.kind == "inpaint" else None
         self.writers = ThreadPoolExecutor(WRITERS)
 
     def __call__(self, task: DrawTask) -> Drawn:
@@ -105,10 +118,10 @@ class DrawWorker:
     def _draw_batch(self, rows: Sequence[PlanRow]) -> np.ndarray:
         from variegate.backends.diffusion import TokenNoise
 
-        sources = None if rows[0].source is None else self.latents.stack([row.source for row in rows])  # type: ignore[misc]
+        ids: list[str] = [] if rows[0].source is None else [row.source for row in rows]  # type: ignore[misc]
         return self.backend.draw(
             [row.prompt for row in rows],
-            sources,
+            self.latents.stack(ids) if ids else None,
             strengths=[row.strength for row in rows],
             steps=rows[0].steps,
             seeds=[row.seed for row in rows],
@@ -116,10 +129,21 @@ class DrawWorker:
             token_noise=[
                 TokenNoise(row.target, row.token_std, row.token_seed, self.setup.relative_token_noise) for row in rows
             ],
+            repaint=np.stack([self.repainted(one) for one in ids]) if self.setup.masking else None,
+            masked=self.masked.stack(ids) if self.masked else None,
+            passes=rows[0].passes,
         )
+
+    def _repainted(self, source: str) -> np.ndarray:
+        return self.setup.masking.repainted(self.sources[source])  # type: ignore[union-attr]
+
+    def _encode_masked(self, images: Sequence[RealImage], squares: np.ndarray) -> torch.Tensor:
+        return self.backend.encode_sources(squares, np.stack([self.repainted(image.id) for image in images]))
 
     def _write(self, row: PlanRow, pixels: np.ndarray) -> None:
         setup = self.setup
+        if setup.paste:
+            pixels = paste_kept(pixels, setup.square(self.sources[row.source]), self.repainted(row.source))  # type: ignore[index]
         path_of = drawn_path if setup.is_refined else synthetic_path
         relative = path_of(setup.classes[row.target], row.id, setup.image_format)
         write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))  # type: ignore[arg-type]
@@ -130,14 +154,22 @@ class DrawWorker:
 
 
 class SourceLatents:
-    """Latents of the training images, encoded in fixed groups and cached as safetensors in the run folder."""
+    """Latents of the training images, encoded in fixed groups and cached as safetensors in the run folder.
 
-    def __init__(self, setup: DrawSetup, encode: Callable[[np.ndarray], torch.Tensor]) -> None:
+    `encode` is given images and their squares; `masks` are the hashes of what else its result depends on.
+    """
+
+    def __init__(
+        self,
+        setup: DrawSetup,
+        encode: Callable[[Sequence[RealImage], np.ndarray], torch.Tensor],
+        masks: Sequence[str] = (),
+    ) -> None:
         self.setup, self.encode = setup, encode
         self.position = {image.id: index for index, image in enumerate(setup.sources)}
         spec = setup.spec
         machine = (spec.dtype, spec.device, spec.threads, spec.memory_format)  # all that may change the last bits
-        parts = (spec.fingerprint, machine, spec.size_px, setup.fit, [(i.id, i.sha256) for i in setup.sources])
+        parts = (spec.fingerprint, machine, spec.size_px, setup.fit, [(i.id, i.sha256) for i in setup.sources], *masks)
         self.folder = Path(setup.root, CACHE, content_id(*parts))
         self.groups: OrderedDict[int, torch.Tensor] = OrderedDict()
 
@@ -167,12 +199,8 @@ class SourceLatents:
         if not path.is_file():
             first = group * SOURCES_PER_GROUP
             images = self.setup.sources[first : first + SOURCES_PER_GROUP]
-            setup = self.setup
-            squares = [
-                load_square(Path(image.path), setup.spec.size_px, setup.fit, setup.max_megapixels)  # type: ignore[arg-type]
-                for image in images
-            ]
-            write_atomic(path, save({"latents": self.encode(np.stack(squares)).contiguous()}))
+            squares = np.stack([self.setup.square(image) for image in images])
+            write_atomic(path, save({"latents": self.encode(images, squares).contiguous()}))
         return load_file(path)["latents"]
 
 

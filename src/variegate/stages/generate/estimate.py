@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id
+from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id
 from variegate.backends.devices import image_bytes
 from variegate.backends.folder import ModelFacts, read_model
 from variegate.images import encode_image
@@ -43,11 +42,10 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     if recipe.generate.method == "none":
         return {"images": 0, "real_training_images": sum(real), "line": "nothing to draw"}
     spec = resolve_backend(recipe.backend)
-    model = read_model(Path(spec.path))
+    model = read_model(*locate(recipe.backend))
     plan = _plan(recipe, facts.classes, real, spec, model)
     per_class = np.bincount(plan.target, minlength=len(facts.classes)).tolist()
-    values, counts = np.unique(plan.steps, return_counts=True)
-    total = sum(evaluations(spec, int(steps)).total * int(count) for steps, count in zip(values, counts, strict=True))
+    total = _evaluations(spec, plan)
     answer: dict[str, Any] = {
         "real_training_images": sum(real),
         "images": len(plan),
@@ -75,10 +73,17 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     return answer
 
 
-def _per_image(spec: BackendSpec, model: ModelFacts) -> int:
-    return image_bytes(
-        latent_px=spec.size_px // model.downscale, width=model.width, dtype=spec.dtype, guided=spec.guided
+def _evaluations(spec: BackendSpec, plan: Plan) -> int:
+    pairs, counts = np.unique(np.stack([plan.steps, plan.passes]), axis=1, return_counts=True)
+    passes = [max(len(plan.sequences[index]), 1) for index in pairs[1]]
+    return sum(
+        evaluations(spec, int(steps), number).total * int(count)
+        for steps, number, count in zip(pairs[0], passes, counts, strict=True)
     )
+
+
+def _per_image(spec: BackendSpec, model: ModelFacts) -> int:
+    return image_bytes(latent_px=spec.size_px // model.downscale, width=model.width, dtype=spec.dtype, ways=spec.ways)
 
 
 def _plan(
@@ -91,7 +96,8 @@ def _plan(
         for index in range(count)
     ]
     backend = PlanBackend(spec_id(spec), spec.steps, model.levels, spec.batch)
-    return make_plan(classes, images, recipe.generate, pool_of_names(classes), backend, negative="", seed=recipe.seed)
+    pool, masks = pool_of_names(classes), None if recipe.generate.mask == "none" else ["mask"] * len(images)
+    return make_plan(classes, images, recipe.generate, pool, backend, negative="", seed=recipe.seed, masks=masks)
 
 
 def images_learned(section: AdaptSection, num_classes: int) -> int:
@@ -117,14 +123,17 @@ def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:
         rng = np.random.default_rng(0)
         squares = rng.integers(0, 256, (count, spec.size_px, spec.size_px, 3), dtype=np.uint8)
         prompts, seeds = [plan.prompts[plan.prompt[first]]] * count, list(range(count))
+        repaint = np.ones(squares.shape[:3], bool) if any(plan.masks[:1]) else None
 
         def draw(steps: int) -> np.ndarray:
             sources = None if from_text else backend.encode_sources(squares)
+            masked = backend.encode_sources(squares, repaint) if spec.kind == "inpaint" else None
+            strengths = [float(plan.strength[first])] * count
             return backend.draw(
-                prompts, sources, strengths=[float(plan.strength[first])] * count, steps=steps, seeds=seeds
+                prompts, sources, strengths=strengths, steps=steps, seeds=seeds, repaint=repaint, masked=masked
             )
 
-        steps = min(int(values[len(values) // 2]), 2) if not from_text else spec.steps
+        steps = spec.steps if from_text or spec.kind == "edit" else min(int(values[len(values) // 2]), 2, spec.steps)
         draw(steps)  # the first call sets up kernels
         start = time.monotonic()
         pixels = draw(steps)

@@ -1,13 +1,16 @@
 """Decide which image becomes what: one row per image to make, in columns. Pure: no disk, no model.
 
-gen draws from text; aug keeps a source's class, each source used equally often (Real Guidance, arXiv 2210.07574); mix moves a
-source into another class (Diff-Mix, arXiv 2403.19600: there both were drawn independently and could coincide, here never).
-Everything is dealt in shuffled rounds, so every class has the same share of sources, prompts and strengths, within one.
+gen draws from text; aug keeps a source's class, each source used equally often (Real Guidance, arXiv 2210.07574); edit does
+too and follows an instruction (DiffuseMix, arXiv 2405.14881); mix moves a source into another class (Diff-Mix,
+arXiv 2403.19600: there both were drawn independently and could coincide, here never). Everything is dealt in shuffled
+rounds, so every class has the same share of sources, prompts and strengths, within one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,9 +50,12 @@ class Plan:
     seed: np.ndarray  # int64
     token_std: np.ndarray  # float64, noise on the learned tokens; 0 = none
     token_seed: np.ndarray  # int64, of that noise
+    passes: np.ndarray  # int32, index into sequences
     first: np.ndarray  # int64 [chunk]
     size: np.ndarray  # int64 [chunk]
     sources: tuple[str, ...]  # RealImage.id
+    masks: tuple[str, ...]  # by source: hash of what of it is repainted; "" = all of it
+    sequences: tuple[tuple[float, ...], ...]  # strengths drawn one after another; () = the row's strength alone
     prompts: tuple[str, ...]
     negative: str
 
@@ -66,8 +72,11 @@ def make_plan(
     *,
     negative: str,
     seed: int,
+    masks: Sequence[str] | None = None,
 ) -> Plan:
-    """Plan every image; `images` are the real training images. Raises DataError where the strategy lacks sources.
+    """Plan every image; `images` are the real training images and `masks` the hashes of what of them is repainted.
+
+    Raises DataError where the strategy lacks sources.
 
     The same arguments give the same plan in any process.
     """
@@ -80,16 +89,27 @@ def make_plan(
     ordinal = np.concatenate([np.arange(count) for count in counts]) if len(target) else np.zeros(0, np.int64)
     dealer = _Dealer(seed, [info.name for info in classes], counts)
     source = _sources(section, by_label, dealer)
-    strength = _strengths(section, dealer, backend)
-    steps = executed_step_column(strength, backend.steps)
+    passes, sequences = _sequences(section, dealer)
+    if section.compose == "sequential":
+        strength = np.array([max(one) for one in sequences])[passes]
+        steps = np.array([sum(executed_steps(backend.steps, s) for s in one) for one in sequences], np.int32)[passes]
+    else:
+        strength = _strengths(section, dealer, backend)
+        steps = executed_step_column(strength, backend.steps)
     prompt = _prompts(pool, source, target, by_label, dealer)
-    order, first, size = _chunks(steps, source, target, backend.batch)
+    order, first, size = _chunks(steps, passes, source, target, backend.batch)
     seeds = _seeds(seed, classes, target, ordinal)
     token_std, token_seed = _token_noise(section, classes, target, seeds, dealer)
     columns = [c[order] for c in (source, target, prompt, strength, steps, seeds, token_std, token_seed)]
-    ids = _ids(images, classes, pool.texts, columns, f"{backend.identity}|{negative}")
+    passes, more = passes[order], []
+    if masks is not None:
+        more.append(_digests(masks)[columns[0]])
+    if section.compose == "sequential":
+        more.append(_digests([repr(one) for one in sequences])[passes])
+    ids = _ids(images, classes, pool.texts, columns, more, f"{backend.identity}|{negative}")
     names = tuple(image.id for image in images)
-    return Plan(ids, *columns, first=first, size=size, sources=names, prompts=pool.texts, negative=negative)
+    masks = tuple(masks) if masks is not None else ("",) * len(images)
+    return Plan(ids, *columns, passes, first, size, names, masks, sequences, pool.texts, negative)
 
 
 def executed_step_column(strength: np.ndarray, steps: int) -> np.ndarray:
@@ -122,6 +142,17 @@ class _Dealer:
             dealt[mine] = deal(self.rng(c, purpose), options, len(mine))
         return dealt
 
+    def free(self, purpose: str, options: int, weights: Sequence[float] | None = None) -> np.ndarray:
+        """For every row one of the options by chance, equal or as `weights` say: int64 [row]."""
+        parts = []
+        for label, count in enumerate(self.counts):
+            rng = self.rng(label, purpose)
+            if weights is None:
+                parts.append(rng.integers(options, size=count))
+            else:
+                parts.append(rng.choice(options, size=count, p=np.array(weights) / sum(weights)))
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
 
 def deal(rng: np.random.Generator, options: int, count: int) -> np.ndarray:
     """Shuffled rounds of 0..options-1, cut to `count`: every option as often as any other, within one."""
@@ -135,7 +166,7 @@ def _sources(section: GenerateSection, by_label: Sequence[np.ndarray], dealer: _
     """Index of each row's source image, or FROM_TEXT."""
     if section.method.endswith("-gen") or section.method == "none":
         return np.full(sum(dealer.counts), FROM_TEXT, np.int32)
-    if section.method.endswith("-aug"):
+    if section.keeps_class:
         return _dealt_from(list(by_label), dealer, "source")
     if section.source_by == "image":
         whole = np.concatenate(list(by_label))
@@ -164,8 +195,8 @@ def _by_class(by_label: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
 
 
 def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) -> np.ndarray:
-    """Each row's strength; text-to-image is strength 1."""
-    if section.method.endswith("-gen"):
+    """Each row's strength; text-to-image and edits are strength 1."""
+    if not section.from_image:
         return np.ones(sum(dealer.counts))
     if section.strength_policy == "uniform":
         values = np.array(quantised_strengths(*sorted(section.strength), backend.steps, backend.levels))
@@ -173,10 +204,26 @@ def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) 
         values = np.array(section.strength, np.float64)
     if section.strength_policy == "cycle":
         return values[dealer.even("strength", [len(values)] * len(dealer.counts))]
-    parts = [
-        dealer.rng(label, "strength").integers(len(values), size=count) for label, count in enumerate(dealer.counts)
-    ]
-    return values[np.concatenate(parts)] if parts else np.zeros(0)
+    return values[dealer.free("strength", len(values), section.strength_weights)]
+
+
+def _sequences(section: GenerateSection, dealer: _Dealer) -> tuple[np.ndarray, tuple[tuple[float, ...], ...]]:
+    """(index of each row's strengths, the lists of strengths), drawn one after another; one empty list when parallel.
+
+    DA-Fusion's sequential composition (arXiv 2302.07944) takes each strength with its own probability. A row that takes
+    none would be the real image again, so the draw is among the others: probabilities as they are given that one is taken.
+    """
+    count = sum(dealer.counts)
+    if section.compose == "parallel":
+        return np.zeros(count, np.int32), ((),)
+    chances = section.probability * (len(section.strength) // len(section.probability))
+    sequences, weights = [], []
+    for taken in itertools.product((True, False), repeat=len(chances)):
+        weight = math.prod(chance if one else 1.0 - chance for one, chance in zip(taken, chances, strict=True))
+        if any(taken) and weight > 0.0:
+            sequences.append(tuple(itertools.compress(section.strength, taken)))
+            weights.append(weight)
+    return dealer.free("passes", len(sequences), weights).astype(np.int32), tuple(sequences)
 
 
 def _prompts(
@@ -201,17 +248,17 @@ def _prompts(
 
 
 def _chunks(
-    steps: np.ndarray, source: np.ndarray, target: np.ndarray, batch: int
+    steps: np.ndarray, passes: np.ndarray, source: np.ndarray, target: np.ndarray, batch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(order of rows, first row of each chunk, size of each chunk): one number of steps a chunk, near sources together.
+    """(order of rows, first row of each chunk, size of each chunk): equal steps and passes a chunk, near sources together.
 
     A group is cut into equal parts of at most `batch`, so that no chunk is a costly leftover of one.
     """
     from_text = source == FROM_TEXT
-    order = np.lexsort((target, source, from_text, steps))
+    order = np.lexsort((target, source, from_text, passes, steps))
     if not len(order):
         return order, np.zeros(0, np.int64), np.zeros(0, np.int64)
-    kind = steps[order] * 2 + from_text[order]
+    kind = (steps[order].astype(np.int64) * (passes.max() + 1) + passes[order]) * 2 + from_text[order]
     starts = np.flatnonzero(np.r_[True, kind[1:] != kind[:-1]])
     edges = []
     for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
@@ -258,15 +305,20 @@ def _ids(
     classes: Sequence[ClassInfo],
     prompts: Sequence[str],
     columns: Sequence[np.ndarray],
+    more: Sequence[np.ndarray],
     settings: str,
 ) -> list[str]:
-    """Content ids: a hash over the hashes of source, class name and prompt, the row's numbers, and the common settings."""
+    """Content ids: a hash over the hashes of source, class name and prompt, the row's numbers, and the common settings.
+
+    `more`: digests [row, DIGEST] of what few recipes have, so that the ids of the others stay what they were.
+    """
     source, target, prompt, *numbers = columns
     parts = [
         _digests([image.sha256 or image.id for image in images] + [""])[source],  # the last one is FROM_TEXT's
         _digests([info.name for info in classes])[target],
         _digests(list(prompts))[prompt],
         *(np.ascontiguousarray(column).view(np.uint8).reshape(len(target), -1) for column in numbers),
+        *more,
     ]
     rows = np.concatenate(parts, axis=1)
     base = hashlib.blake2b(settings.encode(), digest_size=ID_CHARS // 2)
@@ -293,7 +345,7 @@ def _missing_sources(
     where = "generate.method"
     if section.method.endswith("-mix") and sum(len(own) > 0 for own in by_label) < 2:
         return [Problem(where, f"{section.method} moves images between classes and only one has any", "use real-aug")]
-    if not section.method.endswith("-aug") and not pool.per_image:
+    if not section.keeps_class and not pool.per_image:
         return []
     empty = [info.name for info, own, count in zip(classes, by_label, counts, strict=True) if count and not len(own)]
     text = (

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
-from variegate.backends.base import BackendSpec, evaluations, resolve_backend, spec_id, with_adapter
+from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, with_adapter
 from variegate.backends.devices import resolve_device
-from variegate.backends.folder import OWN, find_model, model_fingerprint, read_model
+from variegate.backends.folder import OWN, model_fingerprint, read_model
 from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
 from variegate.metadata import write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
-from variegate.records import content_id
+from variegate.records import RealImage, content_id
 from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
 from variegate.stages.generate.estimate import estimate
 from variegate.stages.generate.ledger import write_plan
+from variegate.stages.generate.masks import Masking, refuse_unmasked
 from variegate.stages.generate.plan import PlanBackend, make_plan
 from variegate.stages.generate.pool import parse_pool
 from variegate.store import RunFolder, drawn_path, explained, sweep_temporary, synthetic_path
 
-__all__ = ["NAME", "estimate", "inputs", "intact", "run"]
+__all__ = ["NAME", "check", "estimate", "inputs", "intact", "run"]
 NAME = "generate"
 DRAWN_FORMAT = "png"  # of images that refine goes on with: nothing is lost before it
 IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what training code reads fastest
@@ -42,6 +43,15 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
         "label": recipe.train.label.model_dump(),
         **({"drawn": DRAWN_FORMAT} if recipe.refine else {}),  # where and how the images are written
     }
+
+
+def check(recipe: Recipe, images: Sequence[RealImage]) -> None:
+    """Raise DataError where the training images lack masks that the recipe draws with, or have useless ones."""
+    if recipe.generate.mask == "none":
+        return
+    refuse_unmasked(images)
+    masking = _masking(recipe, read_model(*locate(recipe.backend)).size_px)
+    masking.check(images)  # type: ignore[union-attr]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -85,36 +95,40 @@ def _lost_chunks(folder: RunFolder) -> list[int]:
 def prepare(context: Context) -> BackendSpec:
     """The plan in run.db and the backend it was made for: taken as they are when nothing they depend on has changed."""
     recipe, folder = context.recipe, context.folder
-    model = find_model(recipe.backend.model, recipe.backend.revision)
+    model, unet = locate(recipe.backend)
     prompts = folder.path(folder.artefacts("prompts")["prompts"]).read_text(encoding="utf-8").splitlines()
-    images = sorted(folder.real_images("train"), key=lambda image: image.id)
+    images = _sources(folder)
     data = [(image.id, image.label, image.sha256) for image in images]
-    fingerprint = model_fingerprint(model)
+    fingerprint = model_fingerprint(model, unet)
     parts = parts_used(recipe.generate.method)
     adapter = adapter_hash(folder.path(ADAPTER)) if parts != "none" else ""
+    masking, masks = _masking(recipe, read_model(model, unet).size_px), None
+    if masking:
+        masks = masking.keys(images)
+        data += [(mask,) for mask in masks]  # type: ignore[misc]
     key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
     stored = folder.meta("backend")
     if stored and folder.meta("plan_key") == key:
         lost = _lost_chunks(folder)
         with folder.transaction() as db:
             db.executemany("UPDATE chunks SET state = 'pending' WHERE chunk = ?", ((chunk,) for chunk in lost))
-        spec = _same_place(BackendSpec(**json.loads(stored)), str(model))
+        spec = _same_place(BackendSpec(**json.loads(stored)), str(model), str(unet or ""))
         return with_adapter(spec, folder.path(ADAPTER), parts)
     if "done" in folder.chunk_states():
         text = "holds images drawn from other data, prompts, model or adapter weights than there are now"
         raise RunFolderError(Problem(str(folder.root), text, "choose another --out folder"))
     spec = with_adapter(resolve_backend(recipe.backend), folder.path(ADAPTER), parts)
     classes = folder.classes()
+    pasted = ("pasted",) if recipe.generate.mask_paste else ()
     backend = PlanBackend(
-        content_id(spec_id(spec), recipe.dataset.fit, recipe.generate.token_noise.relative),
+        content_id(spec_id(spec), recipe.dataset.fit, recipe.generate.token_noise.relative, *pasted),
         spec.steps,
-        read_model(model).levels,
+        read_model(model, unet).levels,
         spec.batch,
     )
     pool = parse_pool(prompts, classes, images)
-    plan = make_plan(
-        classes, images, recipe.generate, pool, backend, negative=recipe.prompts.negative, seed=recipe.seed
-    )
+    negative, seed = recipe.prompts.negative, recipe.seed
+    plan = make_plan(classes, images, recipe.generate, pool, backend, negative=negative, seed=seed, masks=masks)
     meta = {"plan_key": key, "backend": json.dumps(spec.to_json()), "image_format": IMAGE_FORMAT}
     meta["drawn_format"] = DRAWN_FORMAT if recipe.refine else ""
     write_plan(folder, plan, meta)
@@ -122,8 +136,20 @@ def prepare(context: Context) -> BackendSpec:
     return spec
 
 
-def _same_place(spec: BackendSpec, path: str) -> BackendSpec:
-    """The stored backend with the model's present folder; refuses a machine that cannot repeat it."""
+def _sources(folder: RunFolder) -> list[RealImage]:
+    return sorted(folder.real_images("train"), key=lambda image: image.id)
+
+
+def _masking(recipe: Recipe, own_size_px: int) -> Masking | None:
+    section, dataset = recipe.generate, recipe.dataset
+    if section.mask == "none":
+        return None
+    size_px = recipe.backend.size_px or own_size_px
+    return Masking(section.mask, section.mask_grow, size_px, dataset.fit, dataset.max_megapixels)
+
+
+def _same_place(spec: BackendSpec, path: str, unet: str) -> BackendSpec:
+    """The stored backend with the model's present folders; refuses a machine that cannot repeat it."""
     try:
         resolve_device(spec.device)
     except ModelError as exc:
@@ -131,7 +157,7 @@ def _same_place(spec: BackendSpec, path: str) -> BackendSpec:
         raise RunFolderError(
             Problem("backend.device", text, "go on where it is, or choose a new --out folder")
         ) from exc
-    return replace(spec, path=path)
+    return replace(spec, path=path, unet=unet)
 
 
 def draw_pending(context: Context, spec: BackendSpec) -> int:
@@ -142,16 +168,20 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
         return 0
     query = "SELECT SUM(num_rows), COALESCE(SUM(num_rows) FILTER (WHERE state = 'done'), 0) FROM chunks"
     total, done = folder.db.execute(query).fetchone()
+    sources, masking = _sources(folder), _masking(recipe, spec.size_px)
     setup = DrawSetup(
         spec=spec,
         root=str(folder.root.resolve()),
         classes=tuple(folder.classes()),
-        sources=tuple(sorted(folder.real_images("train"), key=lambda image: image.id)),
+        sources=tuple(sources),
         fit=recipe.dataset.fit,
         max_megapixels=recipe.dataset.max_megapixels,
         image_format=folder.drawn_format or IMAGE_FORMAT,
         is_refined=folder.drawn_format is not None,
         relative_token_noise=recipe.generate.token_noise.relative,
+        masking=masking,
+        masks=tuple(masking.keys(sources)) if masking else (),
+        paste=recipe.generate.mask_paste,
     )
     workers = min(context.workers, len(pending))
     results = run_tasks(partial(DrawWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
@@ -183,11 +213,12 @@ def _record(context: Context, result: Drawn) -> None:
 
 def summarise(folder: RunFolder, spec: BackendSpec, drawn: int, seconds: float) -> dict[str, Any]:
     """Counts of the whole plan; rate of what was drawn now."""
-    steps = folder.db.execute("SELECT steps, COUNT(*) FROM plan GROUP BY steps ORDER BY steps").fetchall()
-    total = sum(count for _, count in steps)
+    query = "SELECT steps, passes, COUNT(*) FROM plan GROUP BY steps, passes ORDER BY steps"
+    steps = folder.db.execute(query).fetchall()
+    total = sum(count for *_, count in steps)
     done_by_now = folder.db.execute("SELECT COALESCE(SUM(seconds), 0), COUNT(*) FROM chunks").fetchone()
     rate = drawn / seconds if drawn else 0.0
-    evaluated = sum(evaluations(spec, executed).total * count for executed, count in steps)
+    evaluated = sum(evaluations(spec, one, max(len(passes.split()), 1)).total * count for one, passes, count in steps)
     again = "" if drawn == total else f" ({total - drawn:,} were there already)"
     speed = f" in {seconds:.0f} s ({rate:.1f} a second)" if drawn else ""
     return {
@@ -200,5 +231,5 @@ def summarise(folder: RunFolder, spec: BackendSpec, drawn: int, seconds: float) 
         "unet_evaluations": evaluated,
         "chunks": done_by_now[1],
         "batch": spec.batch,
-        "backend": {key: value for key, value in spec.to_json().items() if key not in {"path", "adapter"}},
+        "backend": {key: value for key, value in spec.to_json().items() if key not in {"path", "adapter", "unet"}},
     }

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
-from variegate.images import encode_image, load_rgb
+from variegate.images import encode_image, load_rgb, load_square
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
 from variegate.recipe import BackendSection, EvaluateSection, FractalStep, GenerateSection, PromptsSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.draw import is_out_of_memory
+from variegate.stages.generate.masks import Masking
 from variegate.store import RunFolder
 
 NAMES = ("cat", "dog", "red_owl")
@@ -274,3 +277,138 @@ def test_the_estimate_counts_what_would_be_drawn(tiny_sd: Path) -> None:
     assert (more["refined_images"], more["operations"]) == (18, ["fractal"]) and more["disk_mb"] > answer["disk_mb"]
     timed = stage.estimate(recipe_of(tiny_sd), Facts())
     assert timed["seconds"] > 0 and json.dumps(timed)
+
+
+# ------------------------------------------------------------------------------------------ edits, masks, sequences
+
+
+def with_masks(folder: RunFolder) -> None:
+    """Give every image of a run a mask: a rectangle of its own."""
+    masked = []
+    for number, image in enumerate(folder.real_images("train")):
+        mask = np.zeros((40, 36, 3), np.uint8)
+        mask[4 + number : 22 + number, 6:24] = 255
+        path = folder.write(f"dataset/mask-{number}.png", encode_image(mask, "png"))
+        relative = Path(image.path).relative_to(folder.root)
+        masked.append(replace(image, path=str(relative), mask=str(path), width=36, height=40))
+    folder.put_dataset(folder.classes(), masked)
+
+
+def drawn_and_sources(
+    folder: RunFolder, recipe: Recipe, edge: int = 32
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(drawn, source, what was repainted) of every image."""
+    masking = Masking(recipe.generate.mask, recipe.generate.mask_grow, edge, "crop", 64.0)
+    real = {image.id: image for image in folder.real_images("train")}
+    return [
+        (
+            load_square(folder.root / image.path, edge).astype(int),
+            load_square(Path(real[image.source].path), edge).astype(int),
+            masking.repainted(real[image.source]),
+        )
+        for image in folder.synthetic_images()
+    ]
+
+
+def test_edits_change_every_image_and_keep_its_class(tiny_edit: Path, make_run) -> None:
+    with make_run() as folder:
+        summary = draw(folder, recipe_of(tiny_edit, method="edit", per_real=1))
+        labels = {image.id: image.label for image in folder.real_images("train")}
+        images = folder.synthetic_images()
+        assert sorted(image.source for image in images) == sorted(labels)
+        assert all(labels[image.source] == image.target and image.strength == 1.0 for image in images)
+        assert summary["unet_evaluations"] == 9 * 5 * 3
+
+
+@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_inpaint"])
+@pytest.mark.parametrize("part", ["object", "background"])
+def test_pasted_masks_change_only_what_they_repaint(
+    request: pytest.FixtureRequest, make_run, monkeypatch: pytest.MonkeyPatch, kind: str, part: str
+) -> None:
+    monkeypatch.setattr(stage, "IMAGE_FORMAT", "png")
+    recipe = recipe_of(
+        request.getfixturevalue(kind), method="real-aug", strength=0.8, mask=part, mask_grow=0.05, mask_paste=True
+    )
+    with make_run() as folder:
+        with_masks(folder)
+        draw(folder, recipe)
+        for drawn, source, repainted in drawn_and_sources(folder, recipe):
+            assert np.array_equal(drawn[~repainted], source[~repainted])
+            assert np.abs(drawn - source)[repainted].mean() > 10
+
+
+def test_an_edited_mask_is_another_plan(tiny_sd: Path, make_run) -> None:
+    recipe = recipe_of(tiny_sd, method="real-aug", mask="object", per_real=1)
+    with make_run() as folder:
+        with_masks(folder)
+        draw(folder, recipe)
+        before = {image.id for image in folder.synthetic_images()}
+        assert draw(folder, recipe)["drawn_now"] == 0
+        assert len({row.mask for chunk in (0,) for row in folder.plan_rows(chunk)}) > 1
+        mask = np.zeros((40, 36, 3), np.uint8)
+        mask[2:9, 2:9] = 255
+        folder.write("dataset/mask-0.png", encode_image(mask, "png"))
+        with pytest.raises(RunFolderError, match="holds images drawn from other data"):
+            draw(folder, recipe)
+        assert {image.id for image in folder.synthetic_images()} == before
+
+
+def test_masks_that_are_missing_are_counted(tiny_sd: Path, make_run) -> None:
+    recipe = recipe_of(tiny_sd, method="real-aug", mask="object")
+    unmasked = [RealImage("", f"{k}.png", 0, "train") for k in range(9)]
+    with pytest.raises(DataError, match="9 of 9 training images have no mask: 0.png, 1.png, 2.png — give a table"):
+        stage.check(recipe, unmasked)
+    stage.check(recipe_of(tiny_sd, method="real-aug"), unmasked)
+    with make_run() as folder:
+        with_masks(folder)
+        stage.check(recipe, folder.real_images("train"))
+        folder.write("dataset/mask-0.png", encode_image(np.zeros((40, 36, 3), np.uint8), "png"))
+        with pytest.raises(
+            DataError, match="1 of 9 training images have masks that are all black or all white at 32 px"
+        ):
+            stage.check(recipe, folder.real_images("train"))
+    with make_run("bare") as folder, pytest.raises(DataError, match="9 of 9 training images have no mask"):
+        draw(folder, recipe)
+
+
+def test_the_latents_of_what_masks_leave_are_kept_by_mask(tiny_inpaint: Path, make_run) -> None:
+    with make_run() as folder:
+        with_masks(folder)
+        recipe = recipe_of(tiny_inpaint, method="real-aug", mask="object", per_real=1)
+        draw(folder, recipe)
+        assert len(list((folder.root / "cache/latents").iterdir())) == 2, "of whole sources, and of masked ones"
+        files, before = hashes(folder), {path.name for path in (folder.root / "cache/latents").iterdir()}
+        for path in (folder.root / "synthetic").rglob("*.jpg"):
+            path.unlink()
+        draw(folder, recipe)
+        assert {path.name for path in (folder.root / "cache/latents").iterdir()} == before
+        assert {name: value for name, value in hashes(folder).items() if name in files} == files
+
+
+def test_a_sequence_is_planned_drawn_and_counted(tiny_sd: Path, make_run) -> None:
+    recipe = recipe_of(
+        tiny_sd, method="real-aug", per_real=4, strength=[0.4, 0.8], compose="sequential", probability=[1.0, 0.5]
+    )
+    with make_run() as folder:
+        summary = draw(folder, recipe)
+        rows = [row for chunk in range(summary["chunks"]) for row in folder.plan_rows(chunk)]
+        assert {row.passes for row in rows} == {(0.4,), (0.4, 0.8)}
+        assert all(row.steps == {1: 2, 2: 6}[len(row.passes)] for row in rows)
+        assert summary["unet_evaluations"] == sum(row.steps for row in rows) * 2
+        first = hashes(folder)
+    with make_run("again") as folder:
+        draw(folder, recipe, workers=2)
+        assert hashes(folder) == first
+
+
+def test_the_estimate_counts_edits_and_sequences_as_they_are_drawn(tiny_sd: Path, tiny_edit: Path, make_run) -> None:
+    for model, section in (
+        (tiny_edit, {"method": "edit"}),
+        (tiny_sd, {"method": "real-aug", "compose": "sequential", "probability": 0.5}),
+    ):
+        recipe = recipe_of(model, **section)
+        with make_run(section["method"]) as folder:
+            summary = draw(folder, recipe)
+            facts = SimpleNamespace(classes=folder.classes(), counts=lambda: {"train": dict.fromkeys(NAMES, 3)})
+            found = stage.estimate(recipe, facts)
+        assert found["unet_evaluations"] == summary["unet_evaluations"] and found["seconds"] > 0

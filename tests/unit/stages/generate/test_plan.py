@@ -265,3 +265,116 @@ def digest() -> str:
     plan = plan_of((3, 7, 2), method="real-mix", per_real=9, strength=[0.3, 0.5, 0.9])
     columns = (plan.source, plan.target, plan.prompt, plan.strength, plan.steps, plan.seed, plan.first, plan.size)
     return hashlib.sha256(repr(plan.ids).encode() + b"".join(column.tobytes() for column in columns)).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------ edits, masks, sequences
+
+
+def test_ids_of_plans_without_masks_and_sequences_stay_what_they_were() -> None:
+    """Found by the version before edits, masks and sequences came: images drawn then are found again."""
+    known = {
+        "dee8196b11c115198c952b82": {"method": "real-aug", "strength_policy": "choice", "strength": [0.3, 0.7]},
+        "676d4ae0ab2bdcf6fdd1983b": {"method": "real-gen"},
+        "b278ddceb62953b359624fe9": {"method": "real-mix", "strength": [0.1, 0.4], "strength_policy": "uniform"},
+    }
+    assert {content_id(plan_of((3, 5), **section).ids): section for section in known.values()} == known
+
+
+def test_an_edit_takes_every_image_once_a_round_and_all_steps() -> None:
+    plan = plan_of((4, 4), method="edit", per_real=3, strength=0.3)
+    assert set(Counter(plan.source.tolist()).values()) == {3} and (source_labels(plan) == plan.target).all()
+    assert (plan.strength == 1.0).all() and (plan.steps == 25).all()
+
+
+def test_an_unbalanced_edit_is_balanced_as_aug_is() -> None:
+    edits, augs = (plan_of((2, 6), method=method, per_class=12) for method in ("edit", "real-aug"))
+    assert sorted(edits.source.tolist()) == sorted(augs.source.tolist())
+
+
+@given(st.integers(1, 60), st.lists(st.sampled_from([0.0, 0.2, 0.5, 1.0]), min_size=3, max_size=3))
+@settings(deadline=None, max_examples=40)
+def test_sequences_keep_their_order_and_never_are_empty(per_class: int, probability: list[float]) -> None:
+    if not any(probability):
+        return
+    strengths = [0.75, 0.25, 0.5]
+    plan = plan_of(
+        (3, 3),
+        method="real-aug",
+        per_class=per_class,
+        strength=strengths,
+        compose="sequential",
+        probability=probability,
+    )
+    never = {s for s, p in zip(strengths, probability, strict=True) if p == 0.0}
+    always = {s for s, p in zip(strengths, probability, strict=True) if p == 1.0}
+    for row in range(len(plan)):
+        taken = plan.sequences[plan.passes[row]]
+        assert taken and list(taken) == [s for s in strengths if s in taken]
+        assert always <= set(taken) and not never & set(taken)
+        assert plan.strength[row] == max(taken)
+        assert plan.steps[row] == sum({0.75: 18, 0.25: 6, 0.5: 12}[s] for s in taken)
+    for first, size in zip(plan.first, plan.size, strict=True):
+        assert len(set(plan.passes[first : first + size].tolist())) == 1, "a chunk goes through one sequence"
+
+
+def test_each_strength_of_a_sequence_comes_with_its_probability() -> None:
+    plan = plan_of(
+        (4, 4), method="real-aug", per_class=1000, strength=[0.5, 0.25], compose="sequential", probability=[0.8, 0.5]
+    )
+    taken = [plan.sequences[index] for index in plan.passes]
+    some = 1 - 0.2 * 0.5  # rows that take neither would be the real image and are not planned
+    assert abs(sum(0.5 in one for one in taken) / 2000 - 0.8 / some) < 0.03
+    assert abs(sum(0.25 in one for one in taken) / 2000 - 0.5 / some) < 0.03
+    whole, parallel = (
+        plan_of((4, 4), method="real-aug", strength=[0.5, 0.25], compose=compose)
+        for compose in ("sequential", "parallel")
+    )
+    assert whole.sequences == ((0.5, 0.25),) and not set(whole.ids) & set(parallel.ids)
+
+
+def test_weighted_choice_takes_strengths_as_often_as_it_says() -> None:
+    plan = plan_of(
+        (4, 4), method="real-aug", per_class=1000, strength=[0.2, 0.6, 0.9], strength_policy="choice",
+        strength_weights=[3, 1, 0],
+    )  # fmt: skip
+    counts = Counter(plan.strength.tolist())
+    assert abs(counts[0.2] / 2000 - 0.75) < 0.03 and counts[0.9] == 0
+
+
+def test_a_mask_is_part_of_the_id_of_its_own_rows_alone() -> None:
+    classes, images = data(2, 2)
+    section = GenerateSection(method="real-aug", mask="object")
+
+    def ids(masks: list[str] | None) -> dict[int, set[str]]:
+        plan = make_plan(classes, images, section, pool_of_names(classes), BACKEND, negative="", seed=0, masks=masks)
+        assert plan.masks == tuple(masks or [""] * 4)
+        return {k: {plan.ids[row] for row in np.flatnonzero(plan.source == k)} for k in range(4)}
+
+    none, base, edited = ids(None), ids(["a", "b", "c", "d"]), ids(["a", "b", "c", "e"])
+    assert all(base[k] == edited[k] for k in range(3)) and not base[3] & edited[3]
+    assert not set.union(*none.values()) & set.union(*base.values())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"method": "real-gen", "compose": "sequential", "strength": [0.5, 0.2]}, "needs an aug or mix method"),
+        ({"compose": "sequential", "strength": 0.5}, "2 to 8 strengths"),
+        ({"compose": "sequential", "strength": [0.5, 0.2], "strength_policy": "choice"}, "strength_policy cycle"),
+        ({"compose": "sequential", "strength": [0.5, 0.2], "probability": [1.0, 0.5, 0.5]}, "one for each strength"),
+        ({"compose": "sequential", "strength": [0.5, 0.2], "probability": 0}, "not all 0"),
+        ({"probability": 0.5}, "probability is for compose: sequential"),
+        ({"strength_weights": [1.0]}, "set it to choice"),
+        (
+            {"strength_policy": "choice", "strength": [0.5, 0.2], "strength_weights": [1.0]},
+            "a weight for each strength",
+        ),
+        ({"mask_grow": 0.1}, "need a mask"),
+        ({"mask_paste": True}, "need a mask"),
+        ({"mask": "object", "method": "real-gen"}, "has none to start from"),
+        ({"mask": "object", "method": "edit"}, "has none to start from"),
+    ],
+)
+def test_contradicting_sections_are_refused(section: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerateSection(**section)

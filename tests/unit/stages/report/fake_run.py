@@ -92,7 +92,7 @@ def write_synthetic(folder: RunFolder, sources: list[RealImage], num_classes: in
             (r.row, r.id, r.chunk, r.source, r.target, texts[r.prompt], texts[""], r.strength, r.steps, r.seed)
             for r in rows
         )
-        db.executemany("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)", values)
+        db.executemany("INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, '', '')", values)
         sizes = ((chunk, chunk * 32, sum(row.chunk == chunk for row in rows), "done", 1.0, "") for chunk in chunks)
         db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", sizes)
     for row in rows:

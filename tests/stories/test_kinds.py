@@ -1,0 +1,79 @@
+"""Somebody has a model that edits by instruction, or masks and an inpainting model: from the command line to the images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from driving import PLAIN_ARGUMENTS, picture, settings, variegate
+from PIL import Image
+from tiny_models import tiny_edit, tiny_inpaint  # noqa: F401 - fixtures
+
+EDGE = 32
+DRAW = ("backend.steps=3", "backend.guidance_scale=3", "backend.dtype=fp32", "adapt.method=none", "generate.per_real=1")
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "synthetic/train/metadata.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A CSV of two classes with a mask for each picture: a square, white on black."""
+    lines = ["file_name,label,mask"]
+    for number in range(12):
+        picture(number, width=EDGE, height=EDGE).save(tmp_path / f"{number}.png")
+        mask = np.zeros((EDGE, EDGE), np.uint8)
+        mask[8:24, 6:26] = 255
+        Image.fromarray(mask).save(tmp_path / f"mask-{number}.png")
+        lines.append(f"{number}.png,{'ant' if number % 2 else 'bee'},mask-{number}.png")
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    return tmp_path / "data.csv"
+
+
+def test_every_picture_of_the_meadow_is_edited_as_instructed(tiny_edit: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    own = (*DRAW, f"backend.model={tiny_edit}", "generate.method=edit", "prompts.text=[red snow, blue forest]",
+           "dataset.meadow.n_per_species=2", "evaluate.seeds=1")  # fmt: skip
+    said = variegate("run", *PLAIN_ARGUMENTS, *settings(*own), "--out", out)
+    assert said.status == 0, said.text
+    found = rows(out)
+    assert len(found) == 6 == len({row["source"] for row in found}), "each real image once"
+    assert {row["prompt"] for row in found} == {"red snow", "blue forest"}
+    assert all(row["soft_label"] == [{"label": row["label"], "weight": 1.0}] for row in found)
+    assert "54 U-Net evaluations" in said.text, "3 steps, 3 ways of guidance, 6 images"
+    results = json.loads((out / "results.json").read_text())
+    assert results["verdict"]
+
+
+def test_only_what_the_masks_cover_is_repainted(tiny_inpaint: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    own = (*DRAW, f"backend.model={tiny_inpaint}", "generate.method=real-aug", "generate.strength=1.0",
+           "generate.mask=object", "generate.mask_paste=true", "prompts.text=red owl")  # fmt: skip
+    said = variegate("generate", table, *settings(*own), "--out", out)
+    assert said.status == 0, said.text
+    kept, changed = [], []
+    names = {row["id"]: row["name"] for row in json.loads((out / "dataset/splits.json").read_text())["images"]}
+    for row in rows(out):
+        drawn = np.asarray(Image.open(out / "synthetic/train" / row["file_name"]), int)
+        source = np.asarray(Image.open(table.parent / names[row["source"]]), int)
+        apart = np.abs(drawn - source).mean(axis=2)
+        kept.append(apart[:6].mean())
+        changed.append(apart[10:22, 9:23].mean())
+    assert max(kept) < 4 < 15 < min(changed), "but for JPEG's own noise"
+
+
+def test_masks_and_models_that_do_not_fit_end_with_the_way_out(tiny_edit: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:3], *(line.rpartition(",")[0] + "," for line in lines[3:])]))
+    said = variegate("plan", table, *settings(*DRAW, "generate.method=real-aug", "generate.mask=object"))
+    assert said.status == 2
+    assert "training images have no mask" in said.text and "generate.mask=none" in said.text
+    said = variegate("plan", table, *settings(*DRAW, "generate.method=edit"))
+    assert said.status == 2 and "starter is a text-to-image model" in said.text
+    said = variegate("plan", table, *settings(*DRAW, "generate.method=real-aug", f"backend.model={tiny_edit}"))
+    assert said.status == 2 and "use generate.method=edit" in said.text
+    said = variegate("plan", table, *settings(*DRAW, "generate.method=real-aug", f"backend.unet={tiny_edit}"))
+    assert said.status == 2 and f"did you mean {tiny_edit}/unet?" in said.text
