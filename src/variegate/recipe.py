@@ -221,7 +221,8 @@ class MixingSection(Section):
 
     policy: Literal["replace", "pool", "concat"] = "pool"  # replace: by images made from the same real one
     fraction: Fraction = 0.3  # chance that a training sample is synthetic (replace, pool)
-    schedule: Literal["constant", "falling"] = "constant"  # falling: the chance falls evenly to 0 at the last step
+    schedule: Literal["constant", "falling", "linear", "step", "warm-up"] = "constant"  # of that chance over the steps;
+    # falling: evenly to 0; linear: evenly from 0; step: 0, half, all in thirds; warm-up: 0 for a sixth, then linear
 
     @model_validator(mode="after")
     def _schedule(self) -> MixingSection:
@@ -241,13 +242,17 @@ class LabelSection(Section):
 class TrainSection(Section):
     """The classifier."""
 
-    model: str = "resnet-small"  # our own, for small images; or any timm name
+    model: str = (
+        "resnet-small"  # our own, for small images; preact-resnet18, -34, wide-resnet-28-2, -28-10; any timm name
+    )
     pretrained: bool | str = False  # true: timm's weights; a path: a safetensors file
-    mode: Literal["full", "linear-probe"] = "full"
+    mode: Literal["full", "last-stages", "norms", "linear-probe"] = "full"  # what learns; the head always does
+    last_stages: int = Field(1, ge=1)  # mode last-stages: so many stages of a ResNet (it has 4), blocks of a ViT (12)
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
-    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix"] = "none"
+    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "manifold-mixup", "puzzle-mix", "fractal-mixup"] = "none"
+    transport: bool = False  # puzzle-mix: salient blocks also move, by optimal transport
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = Field(None, gt=0.0)  # null: 0.005 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
@@ -269,6 +274,14 @@ class TrainSection(Section):
     def _length(self) -> TrainSection:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}; give one and set the other to null")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_a_value(self) -> TrainSection:
+        if self.transport and self.mix != "puzzle-mix":
+            raise ValueError(f"transport is a part of puzzle-mix and mix is {self.mix}; set one of them otherwise")
+        if self.last_stages != 1 and self.mode != "last-stages":
+            raise ValueError(f"last_stages has no effect on mode {self.mode}; set mode: last-stages")
         return self
 
 

@@ -21,9 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
-from variegate.classifier.augment import make_augment, make_mix, own_randomness, to_unit
+from variegate.classifier.augment import make_augment, own_randomness, to_unit
+from variegate.classifier.mixes import open_mix
 from variegate.classifier.mixing import Slots
-from variegate.classifier.models import OWN_MODEL, Classifier
+from variegate.classifier.models import OWN_MODEL, Classifier, learned_parts
 from variegate.recipe import TrainSection
 from variegate.records import seed_from
 
@@ -64,6 +65,8 @@ class Settings:
     warmup_fraction: float
     evaluations: int
     seed: int  # of the task: augmentation, mixing, dropout
+    last_stages: int = 1
+    transport: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ def predict(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.
         for start in range(0, len(pixels), PREDICT_BATCH):
             batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PREDICT_BATCH])).to(compute.device)
             with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.autocast):
-                logits = net(_scaled(to_unit(batch), classifier))
+                logits = net(classifier.scaled(to_unit(batch)))
             found.append(logits.float().softmax(dim=1).cpu().numpy())
     net.train(was_training)
     return np.concatenate(found)
@@ -228,7 +231,8 @@ class _Loop:
     ) -> None:
         self.classifier, self.data, self.slots, self.settings, self.compute = classifier, data, slots, settings, compute
         self.num_steps = len(slots.index)
-        self.augment, self.mix = make_augment(settings.augment), make_mix(settings.mix)
+        self.augment = make_augment(settings.augment)
+        self.mix = open_mix(settings.mix, classifier, transport=settings.transport, autocast=compute.autocast)
         classifier.net.to(compute.device)
         self.set_mode()
         self.learned = [p for p in classifier.net.parameters() if p.requires_grad]
@@ -236,21 +240,22 @@ class _Loop:
         self.optimizer = make_optimizer(settings.optimizer, self.learned, **options)
 
     def set_mode(self) -> None:
-        """linear-probe: the body stays in inference mode, so that its running statistics do not drift either."""
-        net, head = self.classifier.net, self.classifier.head
-        if self.settings.mode == "full":
+        """What does not learn stays in inference mode, so that its running statistics do not drift either."""
+        net, settings = self.classifier.net, self.settings
+        if settings.mode == "full":
             net.train()
             return
         net.eval().requires_grad_(False)
-        head.train().requires_grad_(True)
+        for part in learned_parts(self.classifier, settings.mode, settings.last_stages):
+            part.train().requires_grad_(True)
 
     def step(self, step: int) -> float:
         seed = seed_from(self.settings.seed, "step", step)
         with own_randomness(seed, self.compute.device):
             pixels, targets = self.batch(step)
             images = self.augment(pixels, torch.Generator().manual_seed(seed))
-            images, targets = self.mix(_scaled(images, self.classifier), targets)
-            with torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast):
+            precision = torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast)
+            with self.mix(self.classifier.scaled(images), targets) as (images, targets), precision:
                 logits = self.classifier.net(images)
             loss = F.cross_entropy(logits.float(), targets)
         share = learning_rate(step, steps=self.num_steps, warmup_fraction=self.settings.warmup_fraction)
@@ -315,19 +320,13 @@ class _Loop:
         return progress
 
 
-def _scaled(images: torch.Tensor, classifier: Classifier) -> torch.Tensor:
-    mean = images.new_tensor(classifier.mean).view(1, 3, 1, 1)
-    std = images.new_tensor(classifier.std).view(1, 3, 1, 1)
-    return (images - mean) / std
-
-
 def _copy(state: State) -> State:
     """Detached from the live tensors: a reference would turn the best weights into the last ones."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
 
 def _num_classes(classifier: Classifier) -> int:
-    return int(getattr(classifier.head, "out_features"))  # noqa: B009 - a Module's attribute is untyped
+    return len(classifier.head.state_dict()["weight"])  # a linear layer, or a 1x1 convolution in some of timm's nets
 
 
 @contextmanager

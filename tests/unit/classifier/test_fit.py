@@ -11,7 +11,8 @@ import torch
 from variegate.classifier import fit as fitting
 from variegate.classifier import labels, mixing
 from variegate.classifier.fit import FitData, Fitted, LabelledImages, Progress, Settings
-from variegate.classifier.models import Classifier, build_model
+from variegate.classifier.models import Classifier, build_model, learned_parts
+from variegate.errors import ModelError
 from variegate.stages.train.files import checkpoint_bytes, read_checkpoint
 
 STEPS, BATCH = 8, 6
@@ -82,9 +83,11 @@ def test_the_global_generator_is_neither_used_nor_moved() -> None:
     assert equal(one.last, train().last)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_killed_run_ends_with_the_same_weights(optimizer: str, tmp_path) -> None:
-    settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
+@pytest.mark.parametrize(
+    ("optimizer", "mix"), [("adamw", "mixup"), ("sgd", "cutmix"), ("sgd", "manifold-mixup"), ("adamw", "puzzle-mix")]
+)
+def test_a_killed_run_ends_with_the_same_weights(optimizer: str, mix: str, tmp_path) -> None:
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer, mix=mix, transport=mix == "puzzle-mix")
     path = tmp_path / "checkpoint.safetensors"
 
     def kill(step: int) -> None:
@@ -163,6 +166,30 @@ def test_linear_probe_moves_the_head_only_and_no_running_statistics() -> None:
     fitted, before = train(settings=dataclasses.replace(SETTINGS, mode="linear-probe")), classifier().net.state_dict()
     moved = {key for key in before if not torch.equal(before[key], fitted.last[key])}
     assert moved == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("mode", ["linear-probe", "last-stages", "norms"])
+def test_frozen_parts_keep_weights_and_running_statistics(model: str, mode: str) -> None:
+    """Diff-Mix froze by name and left BatchNorm in training mode; DA-Fusion's head saw statistics that drifted."""
+    net = build_model(model, num_classes=3, size_px=16, pretrained=False, seed=0)
+    before = {key: value.clone() for key, value in net.net.state_dict().items()}
+    settings = dataclasses.replace(SETTINGS, mode=mode, last_stages=2 if mode == "last-stages" else 1, mix="none")
+    fitted = fitting.fit(net, DATA, slots(), settings, COMPUTE)
+    moved = {key for key in before if not torch.equal(before[key], fitted.last[key])}
+    learned = {
+        id(parameter) for part in learned_parts(net, mode, settings.last_stages) for parameter in part.parameters()
+    }
+    names = {key for key, parameter in net.net.named_parameters() if id(parameter) in learned}
+    statistics = {key for key in moved if "running" in key or "num_batches" in key}
+    assert moved - statistics == names
+    assert {key.rpartition(".")[0] for key in statistics} <= {key.rpartition(".")[0] for key in names}
+    assert {key.split(".")[0] for key in before} - {key.split(".")[0] for key in moved} or mode == "norms"
+
+
+def test_more_stages_than_the_net_has_are_refused_with_its_number() -> None:
+    with pytest.raises(ModelError, match=r"5 of the last stages should learn and ResNetSmall has 4"):
+        train(settings=dataclasses.replace(SETTINGS, mode="last-stages", last_stages=5))
 
 
 def test_test_images_are_not_visible_to_fit() -> None:

@@ -104,3 +104,28 @@ def test_a_falling_schedule_ends_with_real_images_only() -> None:
     taken = mixing.mix("pool", order, pool, fraction=chance, num_real=20, rng=np.random.default_rng(1)).is_synthetic
     assert 0.65 < taken[:100].mean() < 0.9 and taken[-20:].sum() == 0
     assert 0.35 < taken.mean() < 0.45
+
+
+@pytest.mark.parametrize("schedule", ["linear", "step", "warm-up"])
+def test_a_curriculum_starts_with_real_images_and_ends_at_the_fraction(schedule: mixing.Schedule) -> None:
+    """gdl_term's curriculum: never called by its training script, and in absolute epochs, so that shorter runs never
+    left the first third. Here every number of steps goes through all of it."""
+    for steps in (3, 30, 299):
+        chance = mixing.chances(0.8, schedule, steps, 4).reshape(steps, 4)
+        assert (chance == chance[:, :1]).all() and (np.diff(chance[:, 0]) >= 0).all()
+        assert chance[0].max() == 0.0 and chance[-1].tolist() == pytest.approx([0.8] * 4)
+    third, sixth = mixing.chances(1.0, schedule, 300, 1)[99::100], mixing.chances(1.0, schedule, 300, 1)[:50]
+    assert third == pytest.approx(
+        {"linear": [0.33, 0.67, 1], "step": [0, 0.5, 1], "warm-up": [0.2, 0.6, 1]}[schedule], abs=0.01
+    )
+    assert (sixth.max() == 0.0) == (schedule != "linear")
+
+
+def test_a_curriculum_takes_variants_of_the_same_image() -> None:
+    """gdl_term returns the augmented version of the image it would have returned: that is policy replace."""
+    chance = mixing.chances(1.0, "linear", 900, 10)
+    slots = mixing.mix("replace", order(), POOL, fraction=chance, num_real=3, rng=np.random.default_rng(0))
+    real, taken = order(), slots.is_synthetic
+    assert (POOL.parents[slots.index[taken]] == real[taken]).all()
+    early, late = taken[:3000][real[:3000] != 1].mean(), taken[-3000:][real[-3000:] != 1].mean()
+    assert early == pytest.approx(1 / 6, abs=0.04) and late == pytest.approx(5 / 6, abs=0.04)

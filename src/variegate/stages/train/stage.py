@@ -30,7 +30,7 @@ from variegate.classifier.fit import (
     rate_of,
     settings_of,
 )
-from variegate.classifier.models import Classifier, build_model, check_model_name
+from variegate.classifier.models import Classifier, build_model, check_model_name, check_parts
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
@@ -96,10 +96,11 @@ def found(context: Context) -> str:
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ModelError with everything wrong with the classifier's name and weights; builds and downloads nothing."""
+    """Raise ModelError with everything wrong with the classifier's name, weights or stages; downloads nothing."""
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
     if problems:
         raise ModelError(problems)
+    check_parts(recipe.train, recipe.dataset.size_px)
 
 
 def run(context: Context) -> dict[str, Any]:

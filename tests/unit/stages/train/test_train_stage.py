@@ -176,6 +176,25 @@ def test_a_mistyped_model_stops_before_anything_is_read(coloured_run) -> None:
         stage.check(coloured_run(train={"model": "resnet-smal"}).recipe)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"mode": "last-stages", "last_stages": 5}, r"5 of the last stages should learn and ResNetSmall has 4"),
+        ({"mode": "last-stages", "model": "vgg11"}, r"has no stages or blocks"),
+        ({"mix": "manifold-mixup", "model": "vgg11"}, r"has no stages or blocks"),
+    ],
+)
+def test_stages_that_a_net_has_not_stop_the_run_before_it_starts(coloured_run, train: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        stage.check(coloured_run(train=train).recipe)
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "resnet18", "vit_tiny_patch16_224"])
+def test_known_stages_pass_the_check(coloured_run, model: str) -> None:
+    train = {"mode": "last-stages", "last_stages": 3, "mix": "manifold-mixup", "model": model}
+    stage.check(coloured_run(train=train).recipe)
+
+
 def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:
     context = coloured_run()
     files = [ImageFile(Path(image.path), image.id) for image in context.folder.real_images("train")]
