@@ -223,6 +223,19 @@ def predict(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.
     return np.concatenate(found)
 
 
+def features(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.ndarray:
+    """What the last layer is given, in inference mode; float32 [N, D], [0, 0] without images."""
+    found = [np.empty((0, 0), np.float32)]
+    hook = classifier.head.register_forward_pre_hook(
+        lambda _, given: found.append(given[0].float().flatten(1).cpu().numpy())
+    )
+    try:
+        predict(classifier, pixels, compute)
+    finally:
+        hook.remove()
+    return np.concatenate(found[1:] or found)
+
+
 class _Loop:
     """The moving parts of one training run."""
 

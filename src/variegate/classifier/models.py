@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -285,6 +285,12 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:
     The net takes float [B, 3, S, S] scaled as (pixels / 255 - mean) / std and gives logits; the second value has
     model, classes, size_px, mean, std. Raises ModelError for a file that train did not write.
     """
+    classifier, about = open_classifier(path)
+    return classifier.net, about
+
+
+def open_classifier(path: str | Path) -> tuple[Classifier, dict]:
+    """As `load_classifier`, with the head and the scaling at hand."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["variegate"])
@@ -296,4 +302,5 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:
         about["model"], num_classes=len(about["classes"]), size_px=about["size_px"], pretrained=False, seed=0
     )
     built.net.load_state_dict(load_file(path), strict=True)
-    return built.net.eval(), about
+    built.net.eval()
+    return replace(built, mean=tuple(about["mean"]), std=tuple(about["std"])), about

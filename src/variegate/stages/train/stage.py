@@ -25,18 +25,20 @@ from variegate.classifier.fit import (
     Fitted,
     LabelledImages,
     choose_compute,
+    features,
     fit,
     predict,
     rate_of,
     settings_of,
 )
-from variegate.classifier.models import Classifier, build_model, check_model_name, check_parts
+from variegate.classifier.models import Classifier, build_model, check_model_name, check_parts, open_classifier
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
 from variegate.records import RealImage, SyntheticImage, content_id, seed_from
+from variegate.stages.train import feature_space
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
@@ -52,6 +54,7 @@ from variegate.store import RunFolder
 NAME = "train"
 FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
 CHECKPOINT = "checkpoint.safetensors"
+FEATURE_SPACE = "train/feature-space.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ def run(context: Context) -> dict[str, Any]:
             with _named(task, folder):
                 _run_task(task, workshop, folder, bar)
             context.reporter.event("task-done", stage=NAME, arm=task.arm, seed=task.seed)
+    _draw_feature_space(tasks, workshop, folder)
     return _summary(tasks, workshop, folder)
 
 
@@ -308,6 +312,30 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
     for name, content in zip(FILES, contents, strict=True):
         folder.write(f"{task.folder}/{name}", content)
         folder.put_artefact(NAME, f"{task.arm}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
+
+
+def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> None:
+    """Where the images of the run lie for a classifier that learned from real ones alone, where there is one."""
+    task = next((task for task in tasks if task.arm == "real"), tasks[0])
+    classifier, _ = open_classifier(folder.path(f"{task.folder}/{FILES[0]}"))
+    data, kept = workshop.data, np.flatnonzero([image.weight > 0 for image in workshop.synthetic])
+    images = {
+        "real": (data.real.pixels, [image.label for image in workshop.train], np.arange(len(workshop.train))),
+        "synthetic": (data.synthetic.pixels, [image.target for image in workshop.synthetic], kept),
+        "validation": (
+            data.val.pixels,
+            [image.label for image in workshop.held_out["val"]],
+            np.arange(len(data.val.pixels)),
+        ),
+    }
+    kinds = {}
+    for kind, (pixels, targets, usable) in images.items():
+        chosen = usable[feature_space.drawn(len(usable), seed_from(workshop.recipe.seed, "feature-space", kind))]
+        found = features(classifier, pixels[chosen], workshop.compute)
+        kinds[kind] = feature_space.Kind(found, np.array(targets, np.int64)[chosen], len(usable))
+    picture = feature_space.picture(kinds)
+    folder.write(FEATURE_SPACE, json.dumps(picture and {"arm": task.arm, "seed": task.seed, **picture}) + "\n")
+    folder.put_artefact(NAME, "feature-space", FEATURE_SPACE)
 
 
 def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[str, Any]:

@@ -34,10 +34,9 @@ def test_every_task_leaves_model_log_and_predictions(coloured_run) -> None:
     context = coloured_run()
     summary = stage.run(context)
     assert summary["line"] == "2 arms x 2 seeds, 12 steps each"
-    assert [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)] == list(
-        digests(context.folder.root)
-    )
-    assert len(context.folder.artefacts("train")) == 12
+    files = [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)]
+    assert [stage.FEATURE_SPACE, *files] == list(digests(context.folder.root))
+    assert len(context.folder.artefacts("train")) == 13
     table = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
     counts = {(split, weights): 0 for split in ("val", "test") for weights in ("selected", "last")}
     for row in table:
@@ -193,6 +192,23 @@ def test_stages_that_a_net_has_not_stop_the_run_before_it_starts(coloured_run, t
 def test_known_stages_pass_the_check(coloured_run, model: str) -> None:
     train = {"mode": "last-stages", "last_stages": 3, "mix": "manifold-mixup", "model": model}
     stage.check(coloured_run(train=train).recipe)
+
+
+def test_the_feature_space_is_that_of_the_real_arm_and_its_axes_of_real_images(coloured_run) -> None:
+    """Whatever synthetic images are like, the plane stays; every image of the run is on it once."""
+    context, fewer = coloured_run(), coloured_run("fewer")
+    dropped = [(image.id, "drop", 0.0, "ugly") for image in fewer.folder.synthetic_images()[:9]]
+    fewer.folder.put_decisions("human", dropped)
+    stage.run(context)
+    stage.run(fewer)
+    one, two = (json.loads(run.folder.path(stage.FEATURE_SPACE).read_text()) for run in (context, fewer))
+    assert (one["arm"], one["seed"], list(one["kinds"])) == ("real", 0, ["real", "synthetic", "validation"])
+    assert [kind["total"] for kind in one["kinds"].values()] == [15, 18, 12]
+    assert [len(kind["points"]) for kind in one["kinds"].values()] == [15, 18, 12]
+    assert one["explained"] == two["explained"] and one["kinds"]["real"] == two["kinds"]["real"]
+    assert two["kinds"]["synthetic"]["points"] == one["kinds"]["synthetic"]["points"][9:]
+    assert np.mean([point[:2] for point in one["kinds"]["real"]["points"]], axis=0) == pytest.approx([0, 0], abs=1e-3)
+    assert 0 < one["explained"][1] <= one["explained"][0] <= 1
 
 
 def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:
