@@ -196,7 +196,14 @@ class GenerateSection(Section):
     strength: Annotated[list[Strength], BeforeValidator(_as_list), Field(min_length=1)] = [0.5]  # one number or a list
     strength_policy: Literal["cycle", "choice", "uniform"] = "cycle"  # uniform: anywhere between the list's ends
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
+    referring: int | None = Field(None, ge=1)  # mix: images of a class move to so many other classes only; null: to all
     token_noise: TokenNoiseSection = TokenNoiseSection()
+
+    @model_validator(mode="after")
+    def _referring(self) -> GenerateSection:
+        if self.referring is not None and not self.method.endswith("-mix"):
+            raise ValueError(f"referring is for methods that move images between classes and method is {self.method}")
+        return self
 
     @model_validator(mode="after")
     def _strengths(self) -> GenerateSection:
@@ -250,6 +257,9 @@ class TrainSection(Section):
     last_stages: int = Field(1, ge=1)  # mode last-stages: so many stages of a ResNet (it has 4), blocks of a ViT (12)
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
+    pools: list[str] = []  # other run folders whose kept synthetic images are added to this run's
+    subset_per_class: int | None = Field(None, ge=1)  # an arm learns from so many images a class, real and synthetic
+    # together, drawn at random once; null: all
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
     mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "manifold-mixup", "puzzle-mix", "fractal-mixup"] = "none"
     transport: bool = False  # puzzle-mix: salient blocks also move, by optimal transport
@@ -317,8 +327,12 @@ class Recipe(Section):
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
-        if method == "none" and synthetic:
+        if method == "none" and synthetic and not self.train.pools:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
+        if self.train.pools and not synthetic:
+            raise ValueError(
+                "train.pools adds synthetic images and no arm of evaluate.arms uses any; add real+synthetic"
+            )
         if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
             raise ValueError(
                 f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "

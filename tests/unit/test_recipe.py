@@ -47,6 +47,8 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("prompts: {text: 'a {name'}", "unbalanced"),
         ("prompts: {text: 'a {environment}'}", "environments is empty"),
         ("train: {steps: 10, epochs: 3}", "set the other to null"),
+        ("train: {pools: [runs/a]}\nevaluate: {arms: [real]}", "no arm of evaluate.arms uses any"),
+        ("generate: {referring: 2}", "move images between classes and method is real-aug"),
         ("train: {transport: true, mix: cutmix}", "transport is a part of puzzle-mix"),
         ("train: {last_stages: 2}", "last_stages has no effect on mode full"),
         ("generate: {method: none}", "arms: [real]"),

@@ -68,6 +68,25 @@ def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarra
     return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
 
 
+def balanced_subset(
+    real_labels: np.ndarray,
+    synthetic_labels: np.ndarray,
+    usable: np.ndarray,
+    *,
+    per_class: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `per_class` images of each class out of both kinds together, each as likely as the next.
+
+    Returns int64 indices of real and of synthetic images, in order; `usable` bool [M] says which synthetic ones count.
+    """
+    labels = np.concatenate([real_labels, np.where(usable, synthetic_labels, -1)])
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels[labels >= 0])]
+    index = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    is_real = index < len(real_labels)
+    return index[is_real], index[~is_real] - len(real_labels)
+
+
 def real_only(order: np.ndarray) -> Slots:
     """Every place holds the next real image."""
     return Slots(np.zeros(len(order), bool), order)

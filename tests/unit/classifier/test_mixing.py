@@ -129,3 +129,21 @@ def test_a_curriculum_takes_variants_of_the_same_image() -> None:
     assert (POOL.parents[slots.index[taken]] == real[taken]).all()
     early, late = taken[:3000][real[:3000] != 1].mean(), taken[-3000:][real[-3000:] != 1].mean()
     assert early == pytest.approx(1 / 6, abs=0.04) and late == pytest.approx(5 / 6, abs=0.04)
+
+
+def test_a_balanced_subset_is_drawn_from_both_kinds_alike() -> None:
+    """gdl_term's subset needs an array of labels and breaks on the list that its loader gives it."""
+    real, synthetic = np.repeat([0, 1, 2], [10, 50, 4]), np.repeat([0, 1, 2], [10, 150, 1])
+    usable = np.arange(len(synthetic)) % 2 == 0
+    draws = [
+        mixing.balanced_subset(real, synthetic, usable, per_class=12, rng=np.random.default_rng(seed))
+        for seed in range(60)
+    ]
+    for kept, drawn in draws:
+        counts = np.bincount(real[kept], minlength=3) + np.bincount(synthetic[drawn], minlength=3)
+        assert counts[:2].tolist() == [12, 12] and counts[2] in (4, 5)  # all there is of a small class
+        assert len(set(kept)) == len(kept) and len(set(drawn)) == len(drawn)
+        assert usable[drawn].all()
+    share = np.mean([np.mean(real[kept] == 1) * len(kept) for kept, _ in draws]) / 12
+    assert share == pytest.approx(50 / 125, abs=0.06)
+    assert any((one[0].tolist(), one[1].tolist()) != (draws[0][0].tolist(), draws[0][1].tolist()) for one in draws)

@@ -18,7 +18,7 @@ NUM_LEVELS = 20  # shades of a confusion matrix
 MAX_NUMBERED = 12  # classes: up to here percentages stand in the cells
 MAX_NAMED = 30  # classes: up to here rows carry names
 HEIGHT_PX = 190  # of a curve's plot
-SCATTER_EDGE = 700  # of the longer side, in the picture's own units
+SCATTER_EDGE, ABOVE = 700, 12  # the longer side, and names over centres, in the picture's own units
 SPOTS = ("m-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z", "m0-7 7 7-7 7-7-7z", "m-6-6 12 12m-12 0 12-12")  # by kind
 TEXT = Markup('<text class="{}" x="{:.3f}" y="{:.3f}" text-anchor="{}">{}</text>')
 
@@ -84,7 +84,8 @@ def scatter(space: FeatureSpace, label: str) -> Markup:
         for position, kind in sorted(enumerate(space.kinds), key=lambda one: one[1].kind == "real")
     ]
     if len(space.centres) <= MAX_NUMBERED:
-        marks += [TEXT.format("centre", *at(x, y), "middle", shorten(name, 24)) for name, x, y in space.centres]
+        names = [(*at(x, y), shorten(name, 24)) for name, x, y in space.centres]
+        marks += [TEXT.format("centre", x, y - ABOVE, "middle", name) for x, y, name in names]
     width, height = at(right, low)
     box = f"-40 -20 {width + 80} {height + 40}"
     head = Markup('<svg class="scatter" viewBox="{}" role="img" aria-label="{}">{}</svg>')

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
-from variegate.records import RealImage, SyntheticImage, content_id, seed_from
+from variegate.records import ClassInfo, RealImage, SyntheticImage, content_id, seed_from
 from variegate.stages.train import feature_space
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
@@ -49,6 +49,7 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
+from variegate.stages.train.pools import held_out_keys, pool_problems, with_pools
 from variegate.store import RunFolder
 
 NAME = "train"
@@ -94,15 +95,21 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 def found(context: Context) -> str:
     """The synthetic images that take part and their weights: a person's decision changes them after curate."""
-    images = context.folder.synthetic_images() if _uses_synthetic(context.recipe) else []
+    images = _synthetic_images(context.recipe, context.folder)
     return content_id([(image.id, image.weight) for image in images])
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ModelError with everything wrong with the classifier's name, weights or stages; downloads nothing."""
+def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collection[str] = ()) -> None:
+    """Raise ModelError with everything wrong with the classifier's name, weights or stages; downloads nothing.
+
+    Raises DataError for pools that cannot be added to data of these `classes` with these held-out images (SHA-256).
+    """
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
     if problems:
         raise ModelError(problems)
+    problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
+    if problems:
+        raise DataError(problems)
     check_parts(recipe.train, recipe.dataset.size_px)
 
 
@@ -131,12 +138,14 @@ def run(context: Context) -> dict[str, Any]:
 
 def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     train, val, test = (folder.real_images(split) for split in ("train", "val", "test"))
-    uses_synthetic = _uses_synthetic(recipe)
-    synthetic = folder.synthetic_images() if uses_synthetic else []
-    problems = _problems(recipe, train, test, synthetic if uses_synthetic else None)
+    names = tuple(info.name for info in folder.classes())
+    problems = pool_problems(recipe.train.pools, names, held_out_keys([*val, *test]))
     if problems:
         raise DataError(problems)
-    names = tuple(info.name for info in folder.classes())
+    synthetic = _synthetic_images(recipe, folder)
+    problems = _problems(recipe, train, test, synthetic if _uses_synthetic(recipe) else None)
+    if problems:
+        raise DataError(problems)
     options = recipe.train.label
     soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
     hard = labels.one_hot([image.label for image in train], len(names))
@@ -190,8 +199,13 @@ def _real_pixels(recipe: Recipe, folder: RunFolder, images: list[RealImage]) -> 
     return _pixels(recipe, folder, files)
 
 
+def _synthetic_images(recipe: Recipe, folder: RunFolder) -> list[SyntheticImage]:
+    """Those that were kept, here and in the pools."""
+    return with_pools(folder.synthetic_images(), recipe.train.pools) if _uses_synthetic(recipe) else []
+
+
 def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
-    return _pixels(recipe, folder, [ImageFile(folder.path(image.path), image.id) for image in images])
+    return _pixels(recipe, folder, [ImageFile(folder.root / image.path, image.id) for image in images])
 
 
 def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.ndarray:
@@ -275,10 +289,12 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     """Every place of every batch. The order of real images hangs on the seed alone: arms are paired."""
     section, base = workshop.recipe.train, workshop.recipe.seed
     count = workshop.steps * section.batch
-    order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
+    real, synthetic = subset_of(arm, workshop)
+    order = real[mixing.real_order(len(real), count, np.random.default_rng(seed_from(base, "real-order", seed)))]
     if arm == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
-    weights = np.array([image.weight for image in workshop.synthetic], np.float64)
+    weights = np.zeros(len(workshop.synthetic), np.float64)
+    weights[synthetic] = [workshop.synthetic[index].weight for index in synthetic]
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
     pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
     if arm == "synthetic":
@@ -286,8 +302,27 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     else:
         options = section.mixing
         chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
-        slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(workshop.train), rng=rng)
+        slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(real), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
+
+
+def subset_of(arm: str, workshop: Workshop) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the real and of the synthetic images that an arm learns from, the same for all its seeds."""
+    per_class = workshop.recipe.train.subset_per_class
+    real = np.array([image.label for image in workshop.train], np.int64)
+    targets = np.array([image.target for image in workshop.synthetic], np.int64)
+    usable = np.array([image.weight > 0 for image in workshop.synthetic], bool)
+    if per_class is None:
+        return np.arange(len(real)), np.flatnonzero(usable)
+    rng = np.random.default_rng(seed_from(workshop.recipe.seed, "subset", arm))
+    if arm == "synthetic":  # real images take no part, so they take no place either
+        real = real[:0]
+    usable &= arm != "real"
+    real, synthetic = mixing.balanced_subset(real, targets, usable, per_class=per_class, rng=rng)
+    if "real" in arm.split("+") and not len(real) or "synthetic" in arm.split("+") and not len(synthetic):
+        text = f"{per_class} images a class left {len(real)} real and {len(synthetic)} synthetic ones to arm {arm}"
+        raise DataError(Problem("train.subset_per_class", text, "raise it"))
+    return real, synthetic
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
@@ -347,12 +382,18 @@ def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[s
         rows.append({"arm": task.arm, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
     arms, seeds = workshop.recipe.evaluate.arms, workshop.recipe.evaluate.seeds
     line = f"{len(arms)} arm{'s' * (len(arms) > 1)} x {seeds} seed{'s' * (seeds > 1)}, {workshop.steps} steps each"
+    subset = {arm: [len(chosen) for chosen in subset_of(arm, workshop)] for arm in arms}
+    if workshop.recipe.train.subset_per_class is not None:
+        line += "".join(
+            f"; {arm} learned from {real} real and {drawn} synthetic" for arm, (real, drawn) in subset.items()
+        )
     warnings = []
     if not workshop.held_out["val"]:
         warnings.append("there are no validation images: the weights after the last step are taken as they are")
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,
+        "subset": subset,
         "steps": workshop.steps,
         "lr": rate_of(workshop.recipe.train),
         "warnings": warnings,

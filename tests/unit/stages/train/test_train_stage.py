@@ -211,6 +211,38 @@ def test_the_feature_space_is_that_of_the_real_arm_and_its_axes_of_real_images(c
     assert 0 < one["explained"][1] <= one["explained"][0] <= 1
 
 
+@pytest.mark.parametrize("policy", ["pool", "concat", "replace"])
+def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(coloured_run, policy: str) -> None:
+    """gdl_term drops half of the originals on average and says nothing of it."""
+    train = {"subset_per_class": 4, "steps": 30, "mixing": {"policy": policy, "fraction": 0.5}}
+    context = coloured_run(train=train)
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    for arm, total in (("real", 12), ("real+synthetic", 12), ("synthetic", 12)):
+        real, synthetic = stage.subset_of(arm, workshop)
+        assert len(real) + len(synthetic) == total
+        for seed in range(2):
+            slots = stage.slots_of(arm, seed, workshop)
+            assert set(slots.index[~slots.is_synthetic]) == set(real.tolist())
+            used = set(slots.index[slots.is_synthetic])
+            assert used <= set(synthetic.tolist())
+            assert policy == "replace" or arm == "real" or used == set(synthetic.tolist())
+    summary = stage.run(context)
+    real, synthetic = summary["subset"]["real+synthetic"]
+    assert real + synthetic == 12 and 0 < real < 12
+    assert (
+        f"; real learned from 12 real and 0 synthetic; real+synthetic learned from {real} real and {synthetic} synthetic"
+        in summary["line"]
+    )
+
+
+def test_without_a_subset_nothing_changes(coloured_run) -> None:
+    context = coloured_run()
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    real, synthetic = stage.subset_of("real+synthetic", workshop)
+    assert (len(real), len(synthetic)) == (15, 18)
+    assert "learned from" not in stage.run(context)["line"]
+
+
 def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:
     context = coloured_run()
     files = [ImageFile(Path(image.path), image.id) for image in context.folder.real_images("train")]
