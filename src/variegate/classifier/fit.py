@@ -142,7 +142,7 @@ def peak_rate(model: str, *, is_pretrained: bool, mode: str, optimizer: str) -> 
     0.005
     """
     rate = 5e-3 if model == OWN_MODEL else 1e-3
-    if is_pretrained and mode == "full":
+    if is_pretrained and mode != "linear-probe":
         rate = 3e-4
     return rate * (10.0 if optimizer == "sgd" else 1.0)
 

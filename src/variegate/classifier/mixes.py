@@ -34,7 +34,7 @@ def open_mix(name: str, classifier: Classifier, *, transport: bool, autocast: bo
     if name == "puzzle-mix":
         mix = partial(puzzle_mix, classifier, transport=transport, autocast=autocast)
     elif name == "fractal-mixup":
-        mix = lambda images, targets: (overlay(images, fractals(images.shape[-1]), classifier), targets)  # noqa: E731
+        mix = partial(_fractal_mixup, classifier)
     else:
         mix = make_mix(name)
     return lambda images, targets: nullcontext(mix(images, targets))
@@ -61,11 +61,13 @@ def _inside(net: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Iter
         hook.remove()
 
 
-def overlay(images: torch.Tensor, pictures: np.ndarray, classifier: Classifier) -> torch.Tensor:
-    """Each image float [B, 3, S, S] under one of the pictures uint8 [N, S, S, 3], scaled like the image.
+def _fractal_mixup(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Batch:
+    """A fractal shows no class, so the labels stay as they are."""
+    return overlay(images, fractals(images.shape[-1]), classifier), targets
 
-    A fractal shows no class, so labels stay as they are.
-    """
+
+def overlay(images: torch.Tensor, pictures: np.ndarray, classifier: Classifier) -> torch.Tensor:
+    """Each image float [B, 3, S, S] under one of the pictures uint8 [N, S, S, 3], scaled like the image."""
     chosen = torch.randint(len(pictures), (len(images),)).numpy()
     over = classifier.scaled(to_unit(torch.from_numpy(pictures[chosen]).to(images.device)))
     return torch.lerp(images, over, FRACTAL_SHARE)

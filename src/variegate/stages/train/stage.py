@@ -118,6 +118,7 @@ def run(context: Context) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     check(recipe)
     workshop = _open_workshop(recipe, folder)
+    subset = {arm: tuple(len(chosen) for chosen in subset_of(arm, workshop)) for arm in recipe.evaluate.arms}
     tasks = [_task(arm, seed, workshop) for seed in range(recipe.evaluate.seeds) for arm in recipe.evaluate.arms]
     finished = [task for task in tasks if _is_finished(task, folder)]
     total = workshop.steps * len(tasks)
@@ -130,7 +131,7 @@ def run(context: Context) -> dict[str, Any]:
                 _run_task(task, workshop, folder, bar)
             context.reporter.event("task-done", stage=NAME, arm=task.arm, seed=task.seed)
     _draw_feature_space(tasks, workshop, folder)
-    return _summary(tasks, workshop, folder)
+    return _summary(tasks, subset, workshop, folder)
 
 
 # ------------------------------------------------------------------------------------------------ preparing
@@ -307,7 +308,10 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
 
 
 def subset_of(arm: str, workshop: Workshop) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the real and of the synthetic images that an arm learns from, the same for all its seeds."""
+    """Indices of the real and of the synthetic images that an arm learns from, the same for all its seeds.
+
+    Raises DataError where train.subset_per_class leaves an arm without images of a kind it is made of.
+    """
     per_class = workshop.recipe.train.subset_per_class
     real = np.array([image.label for image in workshop.train], np.int64)
     targets = np.array([image.target for image in workshop.synthetic], np.int64)
@@ -373,7 +377,9 @@ def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder
     folder.put_artefact(NAME, "feature-space", FEATURE_SPACE)
 
 
-def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[str, Any]:
+def _summary(
+    tasks: list[Task], subset: dict[str, tuple[int, ...]], workshop: Workshop, folder: RunFolder
+) -> dict[str, Any]:
     rows = []
     for task in tasks:
         validations, closing = read_log(folder.path(f"{task.folder}/log.jsonl"))
@@ -382,7 +388,6 @@ def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[s
         rows.append({"arm": task.arm, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
     arms, seeds = workshop.recipe.evaluate.arms, workshop.recipe.evaluate.seeds
     line = f"{len(arms)} arm{'s' * (len(arms) > 1)} x {seeds} seed{'s' * (seeds > 1)}, {workshop.steps} steps each"
-    subset = {arm: [len(chosen) for chosen in subset_of(arm, workshop)] for arm in arms}
     if workshop.recipe.train.subset_per_class is not None:
         line += "".join(
             f"; {arm} learned from {real} real and {drawn} synthetic" for arm, (real, drawn) in subset.items()

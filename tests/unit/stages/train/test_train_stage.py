@@ -130,6 +130,8 @@ def test_a_checkpoint_left_by_a_kill_is_cleared(coloured_run) -> None:
         ({"optimizer": "sgd"}, 0.05),
         ({"model": "resnet18"}, 0.001),
         ({"model": "resnet18", "pretrained": True}, 0.0003),
+        ({"model": "resnet18", "pretrained": True, "mode": "last-stages"}, 0.0003),
+        ({"model": "resnet18", "pretrained": True, "mode": "linear-probe"}, 0.001),
         ({"model": "resnet18", "pretrained": True, "lr": 0.7}, 0.7),
     ],
 )
@@ -233,6 +235,20 @@ def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(colo
         f"; real learned from 12 real and 0 synthetic; real+synthetic learned from {real} real and {synthetic} synthetic"
         in summary["line"]
     )
+
+
+def test_a_subset_that_leaves_an_arm_without_a_kind_stops_before_training(coloured_run) -> None:
+    """One image a class out of 5 real ones and 6 synthetic ones: with this seed no real one is among the three."""
+    for seed in range(50):
+        context = coloured_run(seed=seed, train={"subset_per_class": 1})
+        workshop = stage._open_workshop(context.recipe, context.folder)
+        try:
+            stage.subset_of("real+synthetic", workshop)
+        except DataError:
+            break
+    with pytest.raises(DataError, match=r"1 images a class left (0 real and 3|3 real and 0) synthetic"):
+        stage.run(context)
+    assert not context.folder.path("train").exists()
 
 
 def test_without_a_subset_nothing_changes(coloured_run) -> None:
