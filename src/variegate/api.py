@@ -142,7 +142,10 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
     from variegate.stages.refine.stage import check as check_refine
     from variegate.stages.train.stage import check as check_train
 
-    steps = {"device": lambda: check_device(recipe), "train": lambda: check_train(recipe)}
+    steps = {
+        "device": lambda: check_device(recipe),
+        "train": lambda: check_train(recipe, data.classes, data.held_out()),
+    }
     data = facts["data"]
     if adapts:
         steps["adapt"] = lambda: check_adapt(recipe, data.classes)

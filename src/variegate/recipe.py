@@ -298,7 +298,14 @@ class GenerateSection(Section):
     mask_grow: float = Field(0.0, ge=0.0, le=0.5)  # the object's mask on every side, as a share of the edge
     mask_paste: bool = False  # true: what is not repainted is the source's own pixels, with a soft seam
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
+    referring: int | None = Field(None, ge=1)  # mix: images of a class move to so many other classes only; null: to all
     token_noise: TokenNoiseSection = TokenNoiseSection()
+
+    @model_validator(mode="after")
+    def _referring(self) -> GenerateSection:
+        if self.referring is not None and not self.method.endswith("-mix"):
+            raise ValueError(f"referring is for methods that move images between classes and method is {self.method}")
+        return self
 
     @model_validator(mode="after")
     def _strengths(self) -> GenerateSection:
@@ -454,7 +461,8 @@ class MixingSection(Section):
     policy: Literal["replace", "pool", "concat"] = "pool"  # replace: by images made from the same real one
     fraction: Fraction = 0.3  # chance that a training sample is synthetic (replace, pool)
     weighting: Literal["none", "inverse-count"] = "none"  # inverse-count: target classes by 1 / (real images + 1)
-    schedule: Literal["constant", "falling"] = "constant"  # falling: the chance falls evenly to 0 at the last step
+    schedule: Literal["constant", "falling", "linear", "step", "warm-up"] = "constant"  # of that chance over the steps;
+    # falling: evenly to 0; linear: evenly from 0; step: 0, half, all in thirds; warm-up: 0 for a sixth, then linear
 
     @model_validator(mode="after")
     def _schedule(self) -> MixingSection:
@@ -481,18 +489,28 @@ class LabelSection(Section):
 class TrainSection(Section):
     """The classifier."""
 
-    model: str = "resnet-small"  # our own, for small images; or any timm name
+    model: str = (
+        "resnet-small"  # our own, for small images; preact-resnet18, -34, wide-resnet-28-2, -28-10; any timm name
+    )
     pretrained: bool | str = False  # true: timm's weights; a path: a safetensors file
-    mode: Literal["full", "linear-probe"] = "full"
+    mode: Literal["full", "last-stages", "norms", "linear-probe"] = "full"  # what learns; the head always does
+    last_stages: int = Field(1, ge=1)  # mode last-stages: so many stages of a ResNet (it has 4), blocks of a ViT (12)
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
+    pools: list[str] = []  # other run folders whose kept synthetic images are added to this run's
+    subset_per_class: int | None = Field(None, ge=1)  # an arm learns from so many images a class, real and synthetic
+    # together, drawn at random once; null: all
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
-    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo"] = "none"  # cmo: patches of rare classes pasted in
+    # cmo: patches of rare classes pasted in; manifold-mixup: features inside the net
+    mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo", "manifold-mixup", "puzzle-mix", "fractal-mixup"] = (
+        "none"
+    )
     loss: Literal["ce", "ldam", "balanced-softmax"] = "ce"  # ldam, balanced-softmax: for long-tailed classes
     ldam: LdamSection = LdamSection()
     class_weights: Literal["none", "class-balanced"] = "none"  # by the effective number of real images
     class_balance_beta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
     reweight_from: Fraction = 0.0  # share of the steps after which class weights apply; deferred re-weighting: 0.8
+    transport: bool = False  # puzzle-mix: salient blocks also move, by optimal transport
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float | None = Field(None, gt=0.0)  # null: 0.005 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
@@ -528,6 +546,14 @@ class TrainSection(Section):
                 f"loss balanced-softmax and class_weights {self.class_weights} both make up for unequal class counts, "
                 "together twice; use one of them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_a_value(self) -> TrainSection:
+        if self.transport and self.mix != "puzzle-mix":
+            raise ValueError(f"transport is a part of puzzle-mix and mix is {self.mix}; set one of them otherwise")
+        if self.last_stages != 1 and self.mode != "last-stages":
+            raise ValueError(f"last_stages has no effect on mode {self.mode}; set mode: last-stages")
         return self
 
     @property
@@ -578,12 +604,16 @@ class Recipe(Section):
         _check_tokens_said(self)
         _check_refine_use(self.refine, method)
         synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
-        if method == "none" and synthetic:
+        if method == "none" and synthetic and not self.train.pools:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
         if self.train.mix == "cmo" and "synthetic" in synthetic:
             raise ValueError(
                 "train.mix cmo pastes patches of real images, so the arm synthetic would not be of synthetic images alone; "
                 "take it out of evaluate.arms, or use cutmix"
+            )
+        if self.train.pools and not synthetic:
+            raise ValueError(
+                "train.pools adds synthetic images and no arm of evaluate.arms uses any; add real+synthetic"
             )
         if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
             raise ValueError(

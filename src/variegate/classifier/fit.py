@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
-from variegate.classifier.augment import CMO_CHANCE, make_augment, make_mix, own_randomness, paste_patches, to_unit
+from variegate.classifier.augment import CMO_CHANCE, make_augment, own_randomness, paste_patches, to_unit
 from variegate.classifier.losses import ClassTable, LossRule, batch_loss, class_table, labels_shown
+from variegate.classifier.mixes import open_mix
 from variegate.classifier.mixing import Slots, class_uniform, real_counts
-from variegate.classifier.models import OWN_MODEL, Classifier
+from variegate.classifier.models import OWN_MODEL, Classifier, learned_parts
 from variegate.recipe import TrainSection
 from variegate.records import seed_from
 
@@ -65,6 +66,8 @@ class Settings:
     evaluations: int
     seed: int  # of the task: augmentation, mixing, dropout
     loss: LossRule = LossRule()
+    last_stages: int = 1
+    transport: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ def peak_rate(model: str, *, is_pretrained: bool, mode: str, optimizer: str) -> 
     0.005
     """
     rate = 5e-3 if model == OWN_MODEL else 1e-3
-    if is_pretrained and mode == "full":
+    if is_pretrained and mode != "linear-probe":
         rate = 3e-4
     return rate * (10.0 if optimizer == "sgd" else 1.0)
 
@@ -224,10 +227,23 @@ def predict(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.
         for start in range(0, len(pixels), PREDICT_BATCH):
             batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + PREDICT_BATCH])).to(compute.device)
             with torch.autocast(compute.device.type, torch.bfloat16, enabled=compute.autocast):
-                logits = net(_scaled(to_unit(batch), classifier))
+                logits = net(classifier.scaled(to_unit(batch)))
             found.append(logits.float().softmax(dim=1).cpu().numpy())
     net.train(was_training)
     return np.concatenate(found)
+
+
+def features(classifier: Classifier, pixels: np.ndarray, compute: Compute) -> np.ndarray:
+    """What the last layer is given, in inference mode; float32 [N, D], [0, 0] without images."""
+    found = [np.empty((0, 0), np.float32)]
+    hook = classifier.head.register_forward_pre_hook(
+        lambda _, given: found.append(given[0].float().flatten(1).cpu().numpy())
+    )
+    try:
+        predict(classifier, pixels, compute)
+    finally:
+        hook.remove()
+    return np.concatenate(found[1:] or found)
 
 
 class _Loop:
@@ -239,7 +255,8 @@ class _Loop:
         self.classifier, self.data, self.slots, self.settings, self.compute = classifier, data, slots, settings, compute
         self.num_steps = len(slots.index)
         self.augment = make_augment(settings.augment)
-        self.mix = make_mix("none" if settings.mix == "cmo" else settings.mix)
+        mix = "none" if settings.mix == "cmo" else settings.mix
+        self.mix = open_mix(mix, classifier, transport=settings.transport, autocast=compute.autocast)
         self.real_labels, self.num_classes = data.real.targets.argmax(axis=1), data.real.targets.shape[1]
         self.table = self.class_table()
         classifier.net.to(compute.device)
@@ -249,23 +266,25 @@ class _Loop:
         self.optimizer = make_optimizer(settings.optimizer, self.learned, **options)
 
     def set_mode(self) -> None:
-        """linear-probe: the body stays in inference mode, so that its running statistics do not drift either."""
-        net, head = self.classifier.net, self.classifier.head
-        if self.settings.mode == "full":
+        """What does not learn stays in inference mode, so that its running statistics do not drift either."""
+        net, settings = self.classifier.net, self.settings
+        if settings.mode == "full":
             net.train()
             return
         net.eval().requires_grad_(False)
-        head.train().requires_grad_(True)
+        for part in learned_parts(self.classifier, settings.mode, settings.last_stages):
+            part.train().requires_grad_(True)
 
     def step(self, step: int) -> float:
         seed = seed_from(self.settings.seed, "step", step)
         with own_randomness(seed, self.compute.device):
             pixels, targets = self.batch(step)
             generator = torch.Generator().manual_seed(seed)
-            images, targets = self.mix(_scaled(self.augment(pixels, generator), self.classifier), targets)
+            images = self.classifier.scaled(self.augment(pixels, generator))
             if self.settings.mix == "cmo":
                 images, targets = self.with_patches(images, targets, seed, generator)
-            with torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast):
+            precision = torch.autocast(self.compute.device.type, torch.bfloat16, enabled=self.compute.autocast)
+            with self.mix(images, targets) as (images, targets), precision:
                 logits = self.classifier.net(images)
             is_reweighting = self.settings.loss.is_reweighting(step, self.num_steps)
             loss = batch_loss(self.settings.loss, logits.float(), targets, self.table, is_reweighting=is_reweighting)
@@ -296,7 +315,7 @@ class _Loop:
         chances = class_uniform(self.real_labels, self.num_classes)
         index = rng.choice(len(chances), size=len(images), p=chances)
         pixels, patch_targets = self.gather(np.zeros(len(index), bool), index)
-        patches = _scaled(self.augment(pixels, generator), self.classifier)
+        patches = self.classifier.scaled(self.augment(pixels, generator))
         return paste_patches(images, targets, patches, patch_targets)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -353,19 +372,13 @@ class _Loop:
         return progress
 
 
-def _scaled(images: torch.Tensor, classifier: Classifier) -> torch.Tensor:
-    mean = images.new_tensor(classifier.mean).view(1, 3, 1, 1)
-    std = images.new_tensor(classifier.std).view(1, 3, 1, 1)
-    return (images - mean) / std
-
-
 def _copy(state: State) -> State:
     """Detached from the live tensors: a reference would turn the best weights into the last ones."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
 
 def _num_classes(classifier: Classifier) -> int:
-    return int(getattr(classifier.head, "out_features"))  # noqa: B009 - a Module's attribute is untyped
+    return len(classifier.head.state_dict()["weight"])  # a linear layer, or a 1x1 convolution in some of timm's nets
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 Policy = Literal["replace", "pool", "concat"]
-Schedule = Literal["constant", "falling"]
+Schedule = Literal["constant", "falling", "linear", "step", "warm-up"]
+WARM_UP = 1 / 6  # of the steps: 50 of gdl_term's 300 epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,25 @@ def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarra
     return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
 
 
+def balanced_subset(
+    real_labels: np.ndarray,
+    synthetic_labels: np.ndarray,
+    usable: np.ndarray,
+    *,
+    per_class: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `per_class` images of each class out of both kinds together, each as likely as the next.
+
+    Returns int64 indices of real and of synthetic images, in order; `usable` bool [M] says which synthetic ones count.
+    """
+    labels = np.concatenate([real_labels, np.where(usable, synthetic_labels, -1)])
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels[labels >= 0])]
+    index = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    is_real = index < len(real_labels)
+    return index[is_real], index[~is_real] - len(real_labels)
+
+
 def real_only(order: np.ndarray) -> Slots:
     """Every place holds the next real image."""
     return Slots(np.zeros(len(order), bool), order)
@@ -102,12 +122,23 @@ def chances(fraction: float, schedule: Schedule, steps: int, batch: int) -> np.n
     """The chance of a synthetic image at every place of every batch; float64 [steps * batch].
 
     falling: from `fraction` evenly to 0, so that the last steps see real images only and wrong labels are unlearnt.
+    The others are gdl_term's curriculum rho(e) times `fraction`, in shares of the steps where it has epochs. linear:
+    from 0 evenly to `fraction`. step: 0, half and all of it in thirds. warm-up: 0 for a sixth, then linear.
 
     >>> chances(0.6, "falling", 3, 1).tolist(), chances(0.6, "constant", 1, 2).tolist()
     ([0.6, 0.3, 0.0], [0.6, 0.6])
+    >>> chances(1.0, "linear", 3, 1).tolist(), chances(1.0, "step", 6, 1).tolist(), chances(1.0, "warm-up", 7, 1)[1:3]
+    ([0.0, 0.5, 1.0], [0.0, 0.0, 0.5, 0.5, 1.0, 1.0], array([0. , 0.2]))
     """
-    shape = np.ones(steps) if schedule == "constant" else np.linspace(1.0, 0.0, steps)
-    return np.repeat(fraction * shape, batch)
+    done = np.linspace(0.0, 1.0, steps)
+    shape = {
+        "constant": np.ones(steps),
+        "falling": 1.0 - done,
+        "linear": done,
+        "step": np.arange(steps) * 3 // steps / 2,
+        "warm-up": ((done - WARM_UP) / (1.0 - WARM_UP)).clip(min=0.0),
+    }
+    return np.repeat(fraction * shape[schedule], batch)
 
 
 def mix(

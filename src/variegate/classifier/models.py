@@ -1,15 +1,17 @@
-"""Classifiers by name: our own resnet-small, any timm model, weights from timm or from a safetensors file.
+"""Classifiers by name: nets for small images, any timm model, weights from timm or from a safetensors file.
 
 resnet-small is a CIFAR-style ResNet (arXiv 1512.03385, section 4.2): a 3x3 stem without pooling, so that small
 images keep their detail. timm's ResNets keep their own stem at every size: at 64 px (builtin:meadow, 10 species, 5
 images each, 300 steps, 2 seeds) resnet18 reached 69.0 % and resnet-small 69.1 %, in half the time.
+preact-resnet18 and -34 (arXiv 1603.05027) and wide-resnet-28-10 and -28-2 (arXiv 1605.07146) are the nets of the MixUp
+papers; timm has their blocks, but no stem for small images.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +21,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from variegate.errors import ModelError, Problem
+from variegate.recipe import TrainSection
 
 OWN_MODEL = "resnet-small"
 _WIDTHS = (32, 64, 128, 256)
+_PREACT: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {  # blocks and widths of the stages, stem's width
+    "preact-resnet18": ((2, 2, 2, 2), (64, 128, 256, 512), 64),
+    "preact-resnet34": ((3, 4, 6, 3), (64, 128, 256, 512), 64),
+    "wide-resnet-28-2": ((4, 4, 4), (32, 64, 128), 16),
+    "wide-resnet-28-10": ((4, 4, 4), (160, 320, 640), 16),
+}
+OWN_MODELS = (OWN_MODEL, *_PREACT)  # those that timm has not
 _OWN_MEAN_STD = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of models that learn from nothing
 
 
@@ -34,18 +44,22 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """Images float [B, 3, S, S] in [0, 1] as the net takes them."""
+        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = images.new_tensor(self.std).view(1, 3, 1, 1)
+        return (images - mean) / std
+
 
 class ResNetSmall(nn.Module):
     """One residual block a stage, widths 32 to 256, 1.2 M parameters; made for images of 32 to 96 px.
 
-    The stem halves images of more than 40 px, which makes 64 px as cheap as 32 px; larger ones are better served
-    by a timm model.
+    Larger images are better served by a timm model.
     """
 
     def __init__(self, num_classes: int, size_px: int) -> None:
         super().__init__()
-        stride = 2 if size_px > 40 else 1
-        self.stem = nn.Conv2d(3, _WIDTHS[0], 3, stride, 1, bias=False)
+        self.stem = _stem(_WIDTHS[0], size_px)
         self.norm = nn.BatchNorm2d(_WIDTHS[0])
         pairs = zip((_WIDTHS[0], *_WIDTHS), _WIDTHS, strict=False)
         self.stages = nn.Sequential(
@@ -78,6 +92,11 @@ class CosineHead(nn.Linear):
             return self.scale * F.linear(F.normalize(features.float()), F.normalize(self.weight))
 
 
+def _stem(width: int, size_px: int) -> nn.Conv2d:
+    """A 3x3 convolution that halves images of more than 40 px, which makes 64 px as cheap as 32 px."""
+    return nn.Conv2d(3, width, 3, 2 if size_px > 40 else 1, 1, bias=False)
+
+
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -99,14 +118,14 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     import timm
 
     problems = []
-    if name != OWN_MODEL and not timm.is_model(name):
-        known = [OWN_MODEL, *timm.list_models()]
+    if name not in OWN_MODELS and not timm.is_model(name):
+        known = [*OWN_MODELS, *timm.list_models()]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{OWN_MODEL}, or a name that timm.list_models() shows"
+        hint = f"did you mean {near[0]}?" if near else f"{', '.join(OWN_MODELS)}, or a name of timm.list_models()"
         problems.append(Problem("train.model", f"no model is called {name!r}", hint))
-    elif name == OWN_MODEL and pretrained is True:
+    elif name in OWN_MODELS and pretrained is True:
         remedy = "set train.pretrained to false or to a safetensors file"
-        problems.append(Problem("train.pretrained", f"{OWN_MODEL} has no published weights", remedy))
+        problems.append(Problem("train.pretrained", f"{name} has no published weights", remedy))
     if isinstance(pretrained, str):
         path = Path(pretrained)
         if path.suffix != ".safetensors":
@@ -121,7 +140,7 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
 
 def check_cosine_head(name: str) -> list[Problem]:
     """Whether a known model's last layer can become a CosineHead; builds it, without published weights, to see."""
-    if name == OWN_MODEL:
+    if name in OWN_MODELS:
         return []
     import timm
 
@@ -134,6 +153,15 @@ def _head_problems(name: str, head: object) -> list[Problem]:
         return []
     text = f"{name} ends in {type(head).__name__}, and train.loss ldam needs a linear last layer"
     return [Problem("train.loss", text, "choose another model, or balanced-softmax")]
+
+
+def check_parts(section: TrainSection, size_px: int) -> None:
+    """Raise ModelError where the recipe speaks of stages that its net has not; allocates no weights."""
+    if section.mode == "last-stages" or section.mix == "manifold-mixup":
+        with torch.device("meta"):
+            built = build_model(section.model, num_classes=2, size_px=size_px, pretrained=False, seed=0)
+        stages_of(built.net)
+        learned_parts(built, section.mode, section.last_stages)
 
 
 def build_model(
@@ -155,8 +183,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights from torch's own generator
         torch.manual_seed(seed)
         classifier = (
-            _own(num_classes, size_px)
-            if name == OWN_MODEL
+            _own(name, num_classes, size_px)
+            if name in OWN_MODELS
             else _from_timm(name, num_classes, size_px, pretrained is True)
         )
     if isinstance(pretrained, str):
@@ -177,9 +205,26 @@ def _with_cosine_head(classifier: Classifier, name: str, scale: float, seed: int
     return Classifier(classifier.net, head, classifier.mean, classifier.std)
 
 
-def _own(num_classes: int, size_px: int) -> Classifier:
-    net = ResNetSmall(num_classes, size_px)
-    return Classifier(net, net.head, *_OWN_MEAN_STD)
+def _own(name: str, num_classes: int, size_px: int) -> Classifier:
+    if name == OWN_MODEL:
+        net = ResNetSmall(num_classes, size_px)
+        return Classifier(net, net.head, *_OWN_MEAN_STD)
+    return _preact(name, num_classes, size_px)
+
+
+def _preact(name: str, num_classes: int, size_px: int) -> Classifier:
+    """timm's pre-activation net of basic blocks with the stem for small images and a linear head."""
+    from timm.layers import BatchNormAct2d, ClassifierHead, create_conv2d
+    from timm.models.resnetv2 import ResNetV2
+
+    layers, channels, stem = _PREACT[name]
+    blocks = {"basic": True, "bottle_ratio": 1.0, "conv_layer": create_conv2d, "norm_layer": BatchNormAct2d}
+    net = ResNetV2(list(layers), channels, num_classes, stem_chs=stem, **blocks)
+    net.stem, net.head = _stem(stem, size_px), ClassifierHead(net.num_features, num_classes)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return Classifier(net, net.head.fc, *_OWN_MEAN_STD)
 
 
 def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> Classifier:
@@ -236,6 +281,57 @@ def _first_line(exc: BaseException) -> str:
     return lines[0] if lines else type(exc).__name__
 
 
+# ------------------------------------------------------------------------------------------------ parts of a net
+
+
+def stages_of(net: nn.Module) -> list[nn.Module]:
+    """What a net's body repeats: the stages of a ResNet (4; 3 of a wide one), the blocks of a ViT, in order.
+
+    Raises ModelError for a net that is not built of such parts.
+    """
+    return _stages(net)[1]
+
+
+def learned_parts(classifier: Classifier, mode: str, last_stages: int) -> list[nn.Module]:
+    """The parts that `train.mode` lets learn; the rest stays as it is, running statistics included.
+
+    last-stages: so many of the last stages and all that follows them, as in Diff-Mix's presets for ResNet-50. norms:
+    scales and shifts of the norms (arXiv 2003.00152) and the head. Raises ModelError where the net has fewer stages.
+    """
+    net, head = classifier.net, classifier.head
+    if mode == "full":
+        return [net]
+    if mode == "linear-probe":
+        return [head]
+    if mode == "norms":
+        return [module for module in net.modules() if module is head or _is_norm(module)]
+    names, stages = _stages(net)
+    if last_stages > len(stages):
+        text = f"{last_stages} of the last stages should learn and {type(net).__name__} has {len(stages)}"
+        raise ModelError(Problem("train.last_stages", text, "lower it, or set train.mode=full"))
+    children = list(net.named_children())
+    end = max(place for place, (name, _) in enumerate(children) if name in names)
+    return [*stages[len(stages) - last_stages :], *(module for _, module in children[end + 1 :])]
+
+
+def _stages(net: nn.Module) -> tuple[list[str], list[nn.Module]]:
+    """Names of the children that hold the stages, and the stages."""
+    children = dict(net.named_children())
+    for name in ("stages", "blocks", "layers"):
+        if isinstance(children.get(name), nn.Sequential | nn.ModuleList) and len(children[name]):
+            return [name], list(children[name].children())
+    names = [name for name in children if name.startswith("layer") and name.removeprefix("layer").isdecimal()]
+    if not names:
+        text = f"{type(net).__name__} has no stages or blocks to tell apart"
+        raise ModelError(Problem("train.model", text, "use another model, or neither last-stages nor manifold-mixup"))
+    return names, [children[name] for name in names]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with parameters of its own; classes are told by name, timm has a score of them."""
+    return "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(recurse=False))
+
+
 # ------------------------------------------------------------------------------------------------ saved models
 
 
@@ -245,6 +341,12 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:
     The net takes float [B, 3, S, S] scaled as (pixels / 255 - mean) / std and gives logits; the second value has
     model, classes, size_px, mean, std. Raises ModelError for a file that train did not write.
     """
+    classifier, about = open_classifier(path)
+    return classifier.net, about
+
+
+def open_classifier(path: str | Path) -> tuple[Classifier, dict]:
+    """As `load_classifier`, with the head and the scaling at hand."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["variegate"])
@@ -261,4 +363,5 @@ def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:
         cosine_scale=about.get("cosine_scale"),
     )
     built.net.load_state_dict(load_file(path), strict=True)
-    return built.net.eval(), about
+    built.net.eval()
+    return replace(built, mean=tuple(about["mean"]), std=tuple(about["std"])), about

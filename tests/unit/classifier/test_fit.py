@@ -13,7 +13,8 @@ from variegate.classifier import labels, mixing
 from variegate.classifier.augment import own_randomness, paste_patches
 from variegate.classifier.fit import FitData, Fitted, LabelledImages, Progress, Settings
 from variegate.classifier.losses import LossRule
-from variegate.classifier.models import Classifier, build_model
+from variegate.classifier.models import Classifier, build_model, learned_parts
+from variegate.errors import ModelError
 from variegate.stages.train.files import checkpoint_bytes, read_checkpoint
 
 STEPS, BATCH = 8, 6
@@ -91,8 +92,15 @@ DRW = LossRule("ldam", class_weights="class-balanced", reweight_from=0.5)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": "adamw"}, {"optimizer": "sgd"}, {"mix": "cmo", "loss": DRW}, {"loss": LossRule("balanced-softmax")}],
-    ids=["adamw", "sgd", "cmo+ldam-drw", "balanced-softmax"],
+    [
+        {"optimizer": "adamw", "mix": "mixup"},
+        {"optimizer": "sgd", "mix": "cutmix"},
+        {"optimizer": "sgd", "mix": "manifold-mixup"},
+        {"mix": "puzzle-mix", "transport": True},
+        {"mix": "cmo", "loss": DRW},
+        {"loss": LossRule("balanced-softmax")},
+    ],
+    ids=["mixup", "cutmix", "manifold-mixup", "puzzle-mix", "cmo+ldam-drw", "balanced-softmax"],
 )
 def test_a_killed_run_ends_with_the_same_weights(changes: dict, tmp_path) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)
@@ -174,6 +182,30 @@ def test_linear_probe_moves_the_head_only_and_no_running_statistics() -> None:
     fitted, before = train(settings=dataclasses.replace(SETTINGS, mode="linear-probe")), classifier().net.state_dict()
     moved = {key for key in before if not torch.equal(before[key], fitted.last[key])}
     assert moved == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("mode", ["linear-probe", "last-stages", "norms"])
+def test_frozen_parts_keep_weights_and_running_statistics(model: str, mode: str) -> None:
+    """Diff-Mix froze by name and left BatchNorm in training mode; DA-Fusion's head saw statistics that drifted."""
+    net = build_model(model, num_classes=3, size_px=16, pretrained=False, seed=0)
+    before = {key: value.clone() for key, value in net.net.state_dict().items()}
+    settings = dataclasses.replace(SETTINGS, mode=mode, last_stages=2 if mode == "last-stages" else 1, mix="none")
+    fitted = fitting.fit(net, DATA, slots(), settings, COMPUTE)
+    moved = {key for key in before if not torch.equal(before[key], fitted.last[key])}
+    learned = {
+        id(parameter) for part in learned_parts(net, mode, settings.last_stages) for parameter in part.parameters()
+    }
+    names = {key for key, parameter in net.net.named_parameters() if id(parameter) in learned}
+    statistics = {key for key in moved if "running" in key or "num_batches" in key}
+    assert moved - statistics == names
+    assert {key.rpartition(".")[0] for key in statistics} <= {key.rpartition(".")[0] for key in names}
+    assert {key.split(".")[0] for key in before} - {key.split(".")[0] for key in moved} or mode == "norms"
+
+
+def test_more_stages_than_the_net_has_are_refused_with_its_number() -> None:
+    with pytest.raises(ModelError, match=r"5 of the last stages should learn and ResNetSmall has 4"):
+        train(settings=dataclasses.replace(SETTINGS, mode="last-stages", last_stages=5))
 
 
 def test_test_images_are_not_visible_to_fit() -> None:

@@ -129,3 +129,46 @@ def test_a_class_without_a_synthetic_image_is_passed_over() -> None:
     nothing = mixing.inverse_count_weights(np.zeros(2), np.array([0, 1]), np.array([1, 1]))
     with pytest.raises(ValueError, match="no synthetic image"):
         mixing.mix("pool", order(), mixing.Pool(nothing, np.full(2, -1)), fraction=0.5, num_real=3, rng=rng)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "step", "warm-up"])
+def test_a_curriculum_starts_with_real_images_and_ends_at_the_fraction(schedule: mixing.Schedule) -> None:
+    """gdl_term's curriculum: never called by its training script, and in absolute epochs, so that shorter runs never
+    left the first third. Here every number of steps goes through all of it."""
+    for steps in (3, 30, 299):
+        chance = mixing.chances(0.8, schedule, steps, 4).reshape(steps, 4)
+        assert (chance == chance[:, :1]).all() and (np.diff(chance[:, 0]) >= 0).all()
+        assert chance[0].max() == 0.0 and chance[-1].tolist() == pytest.approx([0.8] * 4)
+    third, sixth = mixing.chances(1.0, schedule, 300, 1)[99::100], mixing.chances(1.0, schedule, 300, 1)[:50]
+    assert third == pytest.approx(
+        {"linear": [0.33, 0.67, 1], "step": [0, 0.5, 1], "warm-up": [0.2, 0.6, 1]}[schedule], abs=0.01
+    )
+    assert (sixth.max() == 0.0) == (schedule != "linear")
+
+
+def test_a_curriculum_takes_variants_of_the_same_image() -> None:
+    """gdl_term returns the augmented version of the image it would have returned: that is policy replace."""
+    chance = mixing.chances(1.0, "linear", 900, 10)
+    slots = mixing.mix("replace", order(), POOL, fraction=chance, num_real=3, rng=np.random.default_rng(0))
+    real, taken = order(), slots.is_synthetic
+    assert (POOL.parents[slots.index[taken]] == real[taken]).all()
+    early, late = taken[:3000][real[:3000] != 1].mean(), taken[-3000:][real[-3000:] != 1].mean()
+    assert early == pytest.approx(1 / 6, abs=0.04) and late == pytest.approx(5 / 6, abs=0.04)
+
+
+def test_a_balanced_subset_is_drawn_from_both_kinds_alike() -> None:
+    """gdl_term's subset needs an array of labels and breaks on the list that its loader gives it."""
+    real, synthetic = np.repeat([0, 1, 2], [10, 50, 4]), np.repeat([0, 1, 2], [10, 150, 1])
+    usable = np.arange(len(synthetic)) % 2 == 0
+    draws = [
+        mixing.balanced_subset(real, synthetic, usable, per_class=12, rng=np.random.default_rng(seed))
+        for seed in range(60)
+    ]
+    for kept, drawn in draws:
+        counts = np.bincount(real[kept], minlength=3) + np.bincount(synthetic[drawn], minlength=3)
+        assert counts[:2].tolist() == [12, 12] and counts[2] in (4, 5)  # all there is of a small class
+        assert len(set(kept)) == len(kept) and len(set(drawn)) == len(drawn)
+        assert usable[drawn].all()
+    share = np.mean([np.mean(real[kept] == 1) * len(kept) for kept, _ in draws]) / 12
+    assert share == pytest.approx(50 / 125, abs=0.06)
+    assert any((one[0].tolist(), one[1].tolist()) != (draws[0][0].tolist(), draws[0][1].tolist()) for one in draws)

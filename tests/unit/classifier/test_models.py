@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from variegate.classifier.models import Classifier, build_model, check_model_name
+from variegate.classifier.models import OWN_MODELS, Classifier, build_model, check_model_name, learned_parts, stages_of
 from variegate.errors import ModelError
 
 
@@ -18,12 +18,74 @@ def build(
     return build_model(name, num_classes=num_classes, size_px=32, pretrained=pretrained, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["resnet-small", "resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", [*OWN_MODELS[:-1], "resnet10t", "resnetv2_18", "vit_tiny_patch16_224"])
 def test_models_take_the_recipes_size_and_classes(name: str) -> None:
     classifier = build(name)
     logits = classifier.net.eval()(torch.zeros(2, 3, 32, 32))
     assert logits.shape == (2, 3)
     assert classifier.head in list(classifier.net.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "millions"),
+    [
+        ("preact-resnet18", 10, 11.17),
+        ("preact-resnet34", 10, 21.28),
+        ("wide-resnet-28-2", 10, 1.47),
+        ("wide-resnet-28-10", 100, 36.54),
+    ],
+)
+def test_nets_of_the_papers_have_their_parameters(name: str, num_classes: int, millions: float) -> None:
+    net = build(name, num_classes=num_classes).net
+    assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["preact-resnet18", "wide-resnet-28-2"])
+@pytest.mark.parametrize(("size_px", "stem_px", "map_px"), [(32, 32, 4), (64, 32, 4), (96, 48, 6)])
+def test_small_images_keep_their_detail(name: str, size_px: int, stem_px: int, map_px: int) -> None:
+    """No pooling after the stem: 32 px and 64 px leave maps of 4 px (8 px where there are three stages)."""
+    net = build_model(name, num_classes=3, size_px=size_px, pretrained=False, seed=0).net.eval()
+    maps = net.stem(torch.zeros(1, 3, size_px, size_px))
+    assert maps.shape[-1] == stem_px
+    assert net.stages(maps).shape[-1] == map_px * (2 if "wide" in name else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet-small", 4), ("wide-resnet-28-2", 3), ("resnet10t", 4), ("resnetv2_18", 4), ("vit_tiny_patch16_224", 12)],
+)
+def test_stages_of_nets_are_found(name: str, count: int) -> None:
+    assert len(stages_of(build(name).net)) == count
+
+
+def test_what_learns_is_what_diff_mix_froze_least() -> None:
+    """Its presets for ResNet-50: linear, stages4+linear up to stages1-4+linear; all but the stem with the last."""
+    classifier = build("resnet10t")
+
+    def learned(mode: str, last_stages: int = 1) -> set[str]:
+        parts = learned_parts(classifier, mode, last_stages)
+        found = {id(parameter) for part in parts for parameter in part.parameters()}
+        return {name.split(".")[0] for name, parameter in classifier.net.named_parameters() if id(parameter) in found}
+
+    assert learned("linear-probe") == {"fc"}
+    assert learned("last-stages") == {"layer4", "fc"}
+    assert learned("last-stages", 2) == {"layer3", "layer4", "fc"}
+    assert learned("last-stages", 4) == {"layer1", "layer2", "layer3", "layer4", "fc"}
+    assert learned("full") == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+
+
+def test_a_vits_last_norm_learns_with_its_last_block() -> None:
+    classifier = build("vit_tiny_patch16_224")
+    parts = learned_parts(classifier, "last-stages", 1)
+    found = {id(parameter) for part in parts for parameter in part.parameters()}
+    names = {name for name, parameter in classifier.net.named_parameters() if id(parameter) in found}
+    assert {name.rpartition(".")[0] for name in names if not name.startswith("blocks.11.")} == {"norm", "head"}
+    assert not {name for name in names if name.startswith("blocks.") and not name.startswith("blocks.11.")}
+
+
+def test_a_net_without_stages_is_named() -> None:
+    with pytest.raises(ModelError, match="has no stages or blocks"):
+        stages_of(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
 
 
 def test_first_weights_depend_on_the_seed_alone() -> None:

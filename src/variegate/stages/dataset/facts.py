@@ -48,6 +48,10 @@ class DatasetFacts:
     def num_training(self) -> int:
         return sum(1 for image in self.images if image.split == "train")
 
+    def held_out(self) -> set[str]:
+        """SHA-256 of the validation and test images; images drawn here have none yet."""
+        return {image.check.sha256 for image in self.images if image.split != "train"} - {""}
+
     def num_uncaptioned(self) -> int:
         """Training images without a caption; images drawn here always get one."""
         found = [image.found for image in self.images if image.split == "train"]

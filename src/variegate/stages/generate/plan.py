@@ -168,11 +168,26 @@ def _sources(section: GenerateSection, by_label: Sequence[np.ndarray], dealer: _
         return np.full(sum(dealer.counts), FROM_TEXT, np.int32)
     if section.keeps_class:
         return _dealt_from(list(by_label), dealer, "source")
+    allowed = _source_classes(section.referring, by_label, dealer.seed)
     if section.source_by == "image":
-        whole = np.concatenate(list(by_label))
-        others = [np.setdiff1d(whole, own) for own in by_label]
+        others = [np.sort(np.concatenate([by_label[0][:0], *(by_label[own] for own in some)])) for some in allowed]
         return _dealt_from(others, dealer, "source")
-    return _by_class(by_label, dealer)
+    return _by_class(by_label, allowed, dealer)
+
+
+def _source_classes(referring: int | None, by_label: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """For each target the classes that its sources come from: all others with images, or `referring` of them.
+
+    The classes stand on a ring in random order and each refers to as many after it. Diff-Mix's ablation draws a
+    subset of targets for each source class: some classes are the target of many and some of none.
+    """
+    filled = np.array([label for label, own in enumerate(by_label) if len(own)])
+    others = [filled[filled != label] for label in range(len(by_label))]
+    if referring is None:
+        return others
+    place = np.random.default_rng(seed_from(seed, "plan", "referring")).permutation(len(by_label))
+    steps = [(place[label] - place[own]) % len(by_label) for label, own in enumerate(others)]
+    return [np.sort(own[np.argsort(step)[:referring]]) for own, step in zip(others, steps, strict=True)]
 
 
 def _dealt_from(options: Sequence[np.ndarray], dealer: _Dealer, purpose: str) -> np.ndarray:
@@ -182,13 +197,11 @@ def _dealt_from(options: Sequence[np.ndarray], dealer: _Dealer, purpose: str) ->
     return np.concatenate(parts).astype(np.int32)
 
 
-def _by_class(by_label: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
-    """First a class other than the target's, then one of its images; both dealt evenly."""
-    filled = np.array([label for label, own in enumerate(by_label) if len(own)])
-    others = [filled[filled != label] for label in range(len(by_label))]
-    source_class = _dealt_from(others, dealer, "source-class")
+def _by_class(by_label: Sequence[np.ndarray], allowed: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
+    """First a class that the target's sources may come from, then one of its images; both dealt evenly."""
+    source_class = _dealt_from(allowed, dealer, "source-class")
     source = np.zeros(len(source_class), np.int32)
-    for label in filled:
+    for label in np.unique(source_class):
         rows = np.flatnonzero(source_class == label)
         source[rows] = by_label[label][deal(dealer.rng(int(label), "source-image"), len(by_label[label]), len(rows))]
     return source

@@ -212,6 +212,26 @@ class Adapting:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagesInSpace:
+    """Images of one kind (real, synthetic, validation) on the plane; `total` counts those not drawn as well."""
+
+    kind: str
+    points: tuple[tuple[float, float], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpace:
+    """The plane on which the features of real training images differ most, as one classifier sees them."""
+
+    arm: str
+    seed: int
+    explained: tuple[float, float]  # shares of the real images' variance
+    kinds: tuple[ImagesInSpace, ...]
+    centres: tuple[tuple[str, float, float], ...]  # (class, mean of its real images)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything the page shows."""
 
@@ -238,6 +258,7 @@ class Summary:
     confused: tuple[tuple[str, tuple[Confused, ...]], ...]  # (arm, its most frequent mistakes)
     curves: tuple[Curve, ...]
     adapting: Adapting | None
+    feature_space: FeatureSpace | None
     exhibits: tuple[Exhibit, ...]
     dropped: tuple[Dropped, ...]
     curation: str  # the curate stage's own line

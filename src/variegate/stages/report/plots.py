@@ -1,4 +1,4 @@
-"""The two larger inline charts: confusion matrix and learning curves.
+"""The larger inline charts: confusion matrix, learning curves, and the plane of the feature space.
 
 Like the row charts (svg.py) they take colours from the style sheet; every text is escaped.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from variegate.stages.report.contents import Points
+from variegate.stages.report.contents import FeatureSpace, Points
 from variegate.stages.report.scale import Scale
 from variegate.stages.report.svg import look
 
@@ -18,6 +18,8 @@ NUM_LEVELS = 20  # shades of a confusion matrix
 MAX_NUMBERED = 12  # classes: up to here percentages stand in the cells
 MAX_NAMED = 30  # classes: up to here rows carry names
 HEIGHT_PX = 190  # of a curve's plot
+SCATTER_EDGE, ABOVE = 700, 12  # the longer side, and names over centres, in the picture's own units
+SPOTS = ("m-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z", "m0-7 7 7-7 7-7-7z", "m-6-6 12 12m-12 0 12-12")  # by kind
 TEXT = Markup('<text class="{}" x="{:.3f}" y="{:.3f}" text-anchor="{}">{}</text>')
 
 
@@ -62,6 +64,38 @@ def curves(
     ).format(HEIGHT_PX, Markup("").join([*grid, *paths]))
     head = Markup('<svg class="curves" width="100%" height="{}" role="img" aria-label="{}">{}{}</svg>')
     return head.format(HEIGHT_PX + 44, label, plot, Markup("").join([*values, *steps]))
+
+
+def scatter(space: FeatureSpace, label: str) -> Markup:
+    """Images on the plane, one path for each kind, real ones on top; classes named at their centres where few.
+
+    Axes have one scale, so that distances are true.
+    """
+    places = [point for kind in space.kinds for point in kind.points]
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*places, strict=True))
+    unit = SCATTER_EDGE / max(right - left, high - low, 1e-9)
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        return round(unit * (x - left)), round(unit * (high - y))
+
+    path = Markup('<path class="spot arm-{}" d="{}"/>')
+    marks = [
+        path.format(position, "".join("M{} {}{}".format(*at(*point), SPOTS[position]) for point in kind.points))
+        for position, kind in sorted(enumerate(space.kinds), key=lambda one: one[1].kind == "real")
+    ]
+    if len(space.centres) <= MAX_NUMBERED:
+        names = [(*at(x, y), shorten(name, 24)) for name, x, y in space.centres]
+        marks += [TEXT.format("centre", x, y - ABOVE, "middle", name) for x, y, name in names]
+    width, height = at(right, low)
+    box = f"-40 -20 {width + 80} {height + 40}"
+    head = Markup('<svg class="scatter" viewBox="{}" role="img" aria-label="{}">{}</svg>')
+    return head.format(box, label, Markup("").join(marks))
+
+
+def spot(position: int) -> Markup:
+    """The mark of a kind of image, for the legend."""
+    head = '<svg class="swatch scatter" width="14" height="14" viewBox="-9 -9 18 18" aria-hidden="true">{}</svg>'
+    return Markup(head).format(Markup('<path class="spot arm-{}" d="M0 0{}"/>').format(position, SPOTS[position]))
 
 
 def shorten(text: str, most: int) -> str:

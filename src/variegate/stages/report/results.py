@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from variegate.stages.report.contents import (
@@ -20,7 +21,9 @@ from variegate.stages.report.contents import (
     Comparison,
     Confused,
     Curve,
+    FeatureSpace,
     Groups,
+    ImagesInSpace,
     Interval,
     Points,
     SeedResult,
@@ -225,3 +228,22 @@ def _or_lowest(value: float | None) -> float:
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> Points:
     """(step, value) of every line that has the key; a diverged loss (NaN) is left out of the line drawn."""
     return tuple((int(line["step"]), float(line[key])) for line in lines if number(line.get(key)) is not None)
+
+
+def feature_space(text: str, names: Sequence[str]) -> FeatureSpace | None:
+    """What train wrote of the feature space; None where it wrote nothing, or null."""
+    found = json.loads(text or "null")
+    if found is None:
+        return None
+    kinds = [(kind, one["points"], one["total"]) for kind, one in found["kinds"].items()]
+    of_class: dict[int, list[tuple[float, float]]] = {}
+    for x, y, label in found["kinds"]["real"]["points"]:
+        of_class.setdefault(label, []).append((x, y))
+    centres = [(names[label], *map(fmean, zip(*places, strict=True))) for label, places in sorted(of_class.items())]
+    return FeatureSpace(
+        arm=found["arm"],
+        seed=found["seed"],
+        explained=tuple(found["explained"]),
+        kinds=tuple(ImagesInSpace(kind, tuple((x, y) for x, y, _ in points), total) for kind, points, total in kinds),
+        centres=tuple(centres),
+    )

@@ -62,6 +62,7 @@ def summarize(folder: RunFolder) -> Summary:
         confused=tuple((arm.name, results.confused(arm, names)) for arm in arms if arm.confusion),
         curves=results.read_curves(folder.root, arms),
         adapting=_adapting(said["adapt"]),
+        feature_space=results.feature_space(_text(folder, "train/feature-space.json"), names),
         exhibits=gallery.exhibits(classes, [image for image in real if image.split == "train"], synthetic, describe),
         dropped=gallery.dropped(synthetic, describe),
         curation=str(said["curate"].get("line", "")),

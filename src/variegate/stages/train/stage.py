@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +25,27 @@ from variegate.classifier.fit import (
     Fitted,
     LabelledImages,
     choose_compute,
+    features,
     fit,
     predict,
     rate_of,
     settings_of,
 )
-from variegate.classifier.models import Classifier, build_model, check_cosine_head, check_model_name
+from variegate.classifier.models import (
+    Classifier,
+    build_model,
+    check_cosine_head,
+    check_model_name,
+    check_parts,
+    open_classifier,
+)
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
-from variegate.records import RealImage, SyntheticImage, content_id, extra_tests, seed_from
+from variegate.records import ClassInfo, RealImage, SyntheticImage, content_id, extra_tests, seed_from
+from variegate.stages.train import feature_space
 from variegate.stages.train.cache import ImageFile, load_images
 from variegate.stages.train.files import (
     Prediction,
@@ -47,11 +56,13 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
+from variegate.stages.train.pools import held_out_keys, pool_problems, with_pools
 from variegate.store import RunFolder
 
 NAME = "train"
 FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
 CHECKPOINT = "checkpoint.safetensors"
+FEATURE_SPACE = "train/feature-space.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +102,24 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 def found(context: Context) -> str:
     """The synthetic images that take part and their weights: a person's decision changes them after curate."""
-    images = context.folder.synthetic_images() if _uses_synthetic(context.recipe) else []
+    images = _synthetic_images(context.recipe, context.folder)
     return content_id([(image.id, image.weight) for image in images])
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ModelError with everything wrong with the classifier's name, weights and last layer; downloads nothing."""
+def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collection[str] = ()) -> None:
+    """Raise ModelError with everything wrong with the classifier's name, weights, last layer or stages; downloads nothing.
+
+    Raises DataError for pools that cannot be added to data of these `classes` with these held-out images (SHA-256).
+    """
     problems = check_model_name(recipe.train.model, recipe.train.pretrained)
     if not problems and recipe.train.cosine_scale is not None:
         problems = check_cosine_head(recipe.train.model)
     if problems:
         raise ModelError(problems)
+    problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
+    if problems:
+        raise DataError(problems)
+    check_parts(recipe.train, recipe.dataset.size_px)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -109,6 +127,7 @@ def run(context: Context) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     check(recipe)
     workshop = _open_workshop(recipe, folder)
+    subset = {arm: tuple(len(chosen) for chosen in subset_of(arm, workshop)) for arm in recipe.evaluate.arms}
     tasks = [_task(arm, seed, workshop) for seed in range(recipe.evaluate.seeds) for arm in recipe.evaluate.arms]
     finished = [task for task in tasks if _is_finished(task, folder)]
     total = workshop.steps * len(tasks)
@@ -120,7 +139,8 @@ def run(context: Context) -> dict[str, Any]:
             with _named(task, folder):
                 _run_task(task, workshop, folder, bar)
             context.reporter.event("task-done", stage=NAME, arm=task.arm, seed=task.seed)
-    return _summary(tasks, workshop, folder)
+    _draw_feature_space(tasks, workshop, folder)
+    return _summary(tasks, subset, workshop, folder)
 
 
 # ------------------------------------------------------------------------------------------------ preparing
@@ -130,13 +150,16 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     train = folder.real_images("train")
     extra = extra_tests(image.split for image in folder.real_images())
     held_out = {split: folder.real_images(split) for split in ("val", "test", *extra)}
-    uses_synthetic = _uses_synthetic(recipe)
-    synthetic = folder.synthetic_images() if uses_synthetic else []
-    problems = _problems(recipe, train, held_out["test"], synthetic if uses_synthetic else None)
+    names = tuple(info.name for info in folder.classes())
+    unseen = [image for images in held_out.values() for image in images]
+    problems = pool_problems(recipe.train.pools, names, held_out_keys(unseen))
+    if problems:
+        raise DataError(problems)
+    synthetic = _synthetic_images(recipe, folder)
+    problems = _problems(recipe, train, held_out["test"], synthetic if _uses_synthetic(recipe) else None)
     if problems:
         raise DataError(problems)
     pixels = {split: _real_pixels(recipe, folder, images) for split, images in held_out.items()}
-    names = tuple(info.name for info in folder.classes())
     options = recipe.train.label
     soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
     hard = labels.one_hot([image.label for image in train], len(names))
@@ -188,8 +211,13 @@ def _real_pixels(recipe: Recipe, folder: RunFolder, images: list[RealImage]) -> 
     return _pixels(recipe, folder, files)
 
 
+def _synthetic_images(recipe: Recipe, folder: RunFolder) -> list[SyntheticImage]:
+    """Those that were kept, here and in the pools."""
+    return with_pools(folder.synthetic_images(), recipe.train.pools) if _uses_synthetic(recipe) else []
+
+
 def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
-    return _pixels(recipe, folder, [ImageFile(folder.path(image.path), image.id) for image in images])
+    return _pixels(recipe, folder, [ImageFile(folder.root / image.path, image.id) for image in images])
 
 
 def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.ndarray:
@@ -274,10 +302,12 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     """Every place of every batch. The order of real images hangs on the seed alone: arms are paired."""
     section, base = workshop.recipe.train, workshop.recipe.seed
     count = workshop.steps * section.batch
-    order = mixing.real_order(len(workshop.train), count, np.random.default_rng(seed_from(base, "real-order", seed)))
+    real, synthetic = subset_of(arm, workshop)
+    order = real[mixing.real_order(len(real), count, np.random.default_rng(seed_from(base, "real-order", seed)))]
     if arm == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
-    weights = _pool_weights(workshop)
+    weights = np.zeros(len(workshop.synthetic), np.float64)
+    weights[synthetic] = _pool_weights(workshop)[synthetic]
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
     pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
     if arm == "synthetic":
@@ -285,7 +315,7 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     else:
         options = section.mixing
         chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
-        slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(workshop.train), rng=rng)
+        slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(real), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
 
 
@@ -296,6 +326,28 @@ def _pool_weights(workshop: Workshop) -> np.ndarray:
         return weights
     counts = mixing.real_counts([image.label for image in workshop.train], len(workshop.class_names))
     return mixing.inverse_count_weights(weights, np.array([i.target for i in workshop.synthetic], np.int64), counts)
+
+
+def subset_of(arm: str, workshop: Workshop) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the real and of the synthetic images that an arm learns from, the same for all its seeds.
+
+    Raises DataError where train.subset_per_class leaves an arm without images of a kind it is made of.
+    """
+    per_class = workshop.recipe.train.subset_per_class
+    real = np.array([image.label for image in workshop.train], np.int64)
+    targets = np.array([image.target for image in workshop.synthetic], np.int64)
+    usable = np.array([image.weight > 0 for image in workshop.synthetic], bool)
+    if per_class is None:
+        return np.arange(len(real)), np.flatnonzero(usable)
+    rng = np.random.default_rng(seed_from(workshop.recipe.seed, "subset", arm))
+    if arm == "synthetic":  # real images take no part, so they take no place either
+        real = real[:0]
+    usable &= arm != "real"
+    real, synthetic = mixing.balanced_subset(real, targets, usable, per_class=per_class, rng=rng)
+    if "real" in arm.split("+") and not len(real) or "synthetic" in arm.split("+") and not len(synthetic):
+        text = f"{per_class} images a class left {len(real)} real and {len(synthetic)} synthetic ones to arm {arm}"
+        raise DataError(Problem("train.subset_per_class", text, "raise it"))
+    return real, synthetic
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
@@ -322,7 +374,33 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         folder.put_artefact(NAME, f"{task.arm}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
 
 
-def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[str, Any]:
+def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> None:
+    """Where the images of the run lie for a classifier that learned from real ones alone, where there is one."""
+    task = next((task for task in tasks if task.arm == "real"), tasks[0])
+    classifier, _ = open_classifier(folder.path(f"{task.folder}/{FILES[0]}"))
+    data, kept = workshop.data, np.flatnonzero([image.weight > 0 for image in workshop.synthetic])
+    images = {
+        "real": (data.real.pixels, [image.label for image in workshop.train], np.arange(len(workshop.train))),
+        "synthetic": (data.synthetic.pixels, [image.target for image in workshop.synthetic], kept),
+        "validation": (
+            data.val.pixels,
+            [image.label for image in workshop.held_out["val"]],
+            np.arange(len(data.val.pixels)),
+        ),
+    }
+    kinds = {}
+    for kind, (pixels, targets, usable) in images.items():
+        chosen = usable[feature_space.drawn(len(usable), seed_from(workshop.recipe.seed, "feature-space", kind))]
+        found = features(classifier, pixels[chosen], workshop.compute)
+        kinds[kind] = feature_space.Kind(found, np.array(targets, np.int64)[chosen], len(usable))
+    picture = feature_space.picture(kinds)
+    folder.write(FEATURE_SPACE, json.dumps(picture and {"arm": task.arm, "seed": task.seed, **picture}) + "\n")
+    folder.put_artefact(NAME, "feature-space", FEATURE_SPACE)
+
+
+def _summary(
+    tasks: list[Task], subset: dict[str, tuple[int, ...]], workshop: Workshop, folder: RunFolder
+) -> dict[str, Any]:
     rows = []
     for task in tasks:
         validations, closing = read_log(folder.path(f"{task.folder}/log.jsonl"))
@@ -331,12 +409,17 @@ def _summary(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> dict[s
         rows.append({"arm": task.arm, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
     arms, seeds = workshop.recipe.evaluate.arms, workshop.recipe.evaluate.seeds
     line = f"{len(arms)} arm{'s' * (len(arms) > 1)} x {seeds} seed{'s' * (seeds > 1)}, {workshop.steps} steps each"
+    if workshop.recipe.train.subset_per_class is not None:
+        line += "".join(
+            f"; {arm} learned from {real} real and {drawn} synthetic" for arm, (real, drawn) in subset.items()
+        )
     warnings = []
     if not workshop.held_out["val"]:
         warnings.append("there are no validation images: the weights after the last step are taken as they are")
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,
+        "subset": subset,
         "steps": workshop.steps,
         "lr": rate_of(workshop.recipe.train),
         "warnings": warnings,

@@ -63,6 +63,24 @@ def test_aug_uses_every_source_equally_often_and_keeps_the_class() -> None:
 
 
 @pytest.mark.parametrize("source_by", ["class", "image"])
+@pytest.mark.parametrize("referring", [1, 2, 4])
+def test_referring_classes_are_as_many_for_every_target(source_by: str, referring: int) -> None:
+    """Diff-Mix's ablation drew targets for each source class on its own: some targets had many sources, some none."""
+    options = {"method": "real-mix", "per_class": 40, "source_by": source_by}
+    plan = plan_of((3, 4, 5, 3, 3), **options, referring=referring)
+    pairs = set(zip(source_labels(plan).tolist(), plan.target.tolist(), strict=True))
+    assert all(source != target for source, target in pairs)
+    assert Counter(target for _, target in pairs) == dict.fromkeys(range(5), referring)
+    assert Counter(source for source, _ in pairs) == dict.fromkeys(range(5), referring)
+    assert Counter(plan.target.tolist()) == dict.fromkeys(range(5), 40)
+    if referring == 4:
+        assert plan.ids == plan_of((3, 4, 5, 3, 3), **options).ids, "all others: nothing changes"
+    else:
+        other = plan_of((3, 4, 5, 3, 3), **options, referring=referring, seed=1)
+        assert {*zip(source_labels(other).tolist(), other.target.tolist(), strict=True)} != pairs
+
+
+@pytest.mark.parametrize("source_by", ["class", "image"])
 def test_mix_balances_targets_and_never_keeps_the_class(source_by: str) -> None:
     plan = plan_of((2, 5, 11), method="real-mix", per_class=60, source_by=source_by)
     assert Counter(plan.target.tolist()) == {0: 60, 1: 60, 2: 60}

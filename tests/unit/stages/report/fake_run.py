@@ -200,6 +200,21 @@ def make_results(num_classes: int) -> dict:
     }
 
 
+def feature_space(num_classes: int) -> dict:
+    """Clouds of the classes on a ring, synthetic ones wider and of more images than are drawn."""
+    rng = np.random.default_rng(5)
+
+    def cloud(count: int, spread: float) -> list[list[float]]:
+        labels = np.arange(count) % num_classes
+        angle = 2 * np.pi * labels / num_classes
+        places = np.stack([4 * np.cos(angle), 2.5 * np.sin(angle)], axis=1) + rng.normal(0, spread, (count, 2))
+        return [[*place, label] for place, label in zip(places.round(4).tolist(), labels.tolist(), strict=True)]
+
+    sizes = {"real": (50, 0.25, 50), "synthetic": (200, 0.6, 4321), "validation": (30, 0.5, 30)}
+    kinds = {name: {"total": total, "points": cloud(count, spread)} for name, (count, spread, total) in sizes.items()}
+    return {"arm": "real", "seed": 0, "explained": [0.41, 0.22], "kinds": kinds}
+
+
 def write_results(folder: RunFolder, num_classes: int) -> dict:
     results = make_results(num_classes)
     images = folder.synthetic_images(kept_only=False)
@@ -216,6 +231,7 @@ def write_results(folder: RunFolder, num_classes: int) -> dict:
             lines += [{"step": step, "val_accuracy": final * (1 - 0.96 ** (step / 3))} for step in range(30, 301, 30)]
             path = f"train/{arm['arm'].replace('+', '-')}/seed-{seed['seed']}/log.jsonl"
             folder.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+    folder.write("train/feature-space.json", json.dumps(feature_space(num_classes)))
     tasks = [
         {"arm": arm["arm"], "seed": seed["seed"], "seconds": 20.5} for arm in results["arms"] for seed in arm["seeds"]
     ]

@@ -56,6 +56,29 @@ def signed(value: float) -> str:
 # ------------------------------------------------------------------------------------------------ numbers
 
 
+def test_every_image_of_the_feature_space_is_one_mark(page: Page, html: str) -> None:
+    assert "Where the images lie" in page.headings
+    assert "the plane holds 63 % of their variance" in " ".join(page.all_text().split())
+    legend = re.sub(r"<[^>]+>", "", html[html.index("Kinds of images") :][:2500])
+    for said in ("real, 50", "synthetic, 4,321 (200 drawn)", "validation, 30"):
+        assert said in legend
+    figure = html[html.index('<svg class="scatter"') :]
+    figure = figure[: figure.index("</svg>")]
+    marks = [path.count("M") for path in re.findall(r'<path class="spot[^>]*"', figure)]
+    assert sorted(marks) == [30, 50, 200] and marks[-1] == 50, "real images are drawn last, on top"
+    places = [float(value) for value in re.findall(r"M(-?\d+) (-?\d+)", figure)[0]]
+    assert all(0 <= value <= 700 for value in places)
+
+
+def test_a_run_without_a_feature_space_has_no_such_section(finished_run: Path, tmp_path: Path) -> None:
+    for text in ("null", None):
+        root = tmp_path / str(text)
+        shutil.copytree(finished_run, root)
+        path = root / "train/feature-space.json"
+        path.unlink() if text is None else path.write_text(text)
+        assert "Where the images lie" not in page_of(root).headings
+
+
 def test_accuracies_are_those_of_results_json(page: Page, results: dict) -> None:
     expected = []
     for arm in results["arms"]:

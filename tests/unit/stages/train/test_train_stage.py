@@ -34,10 +34,9 @@ def test_every_task_leaves_model_log_and_predictions(coloured_run) -> None:
     context = coloured_run()
     summary = stage.run(context)
     assert summary["line"] == "2 arms x 2 seeds, 12 steps each"
-    assert [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)] == list(
-        digests(context.folder.root)
-    )
-    assert len(context.folder.artefacts("train")) == 12
+    files = [f"train/{task}/{name}" for task in TASKS for name in sorted(stage.FILES)]
+    assert [stage.FEATURE_SPACE, *files] == list(digests(context.folder.root))
+    assert len(context.folder.artefacts("train")) == 13
     table = pq.read_table(context.folder.path("train/real/seed-0/predictions.parquet")).to_pylist()
     counts = {(split, weights): 0 for split in ("val", "test") for weights in ("selected", "last")}
     for row in table:
@@ -131,6 +130,8 @@ def test_a_checkpoint_left_by_a_kill_is_cleared(coloured_run) -> None:
         ({"optimizer": "sgd"}, 0.05),
         ({"model": "resnet18"}, 0.001),
         ({"model": "resnet18", "pretrained": True}, 0.0003),
+        ({"model": "resnet18", "pretrained": True, "mode": "last-stages"}, 0.0003),
+        ({"model": "resnet18", "pretrained": True, "mode": "linear-probe"}, 0.001),
         ({"model": "resnet18", "pretrained": True, "lr": 0.7}, 0.7),
     ],
 )
@@ -213,6 +214,88 @@ def test_replace_without_sources_is_refused(coloured_run) -> None:
 def test_a_mistyped_model_stops_before_anything_is_read(coloured_run) -> None:
     with pytest.raises(ModelError, match="did you mean"):
         stage.check(coloured_run(train={"model": "resnet-smal"}).recipe)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"mode": "last-stages", "last_stages": 5}, r"5 of the last stages should learn and ResNetSmall has 4"),
+        ({"mode": "last-stages", "model": "vgg11"}, r"has no stages or blocks"),
+        ({"mix": "manifold-mixup", "model": "vgg11"}, r"has no stages or blocks"),
+    ],
+)
+def test_stages_that_a_net_has_not_stop_the_run_before_it_starts(coloured_run, train: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        stage.check(coloured_run(train=train).recipe)
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "resnet18", "vit_tiny_patch16_224"])
+def test_known_stages_pass_the_check(coloured_run, model: str) -> None:
+    train = {"mode": "last-stages", "last_stages": 3, "mix": "manifold-mixup", "model": model}
+    stage.check(coloured_run(train=train).recipe)
+
+
+def test_the_feature_space_is_that_of_the_real_arm_and_its_axes_of_real_images(coloured_run) -> None:
+    """Whatever synthetic images are like, the plane stays; every image of the run is on it once."""
+    context, fewer = coloured_run(), coloured_run("fewer")
+    dropped = [(image.id, "drop", 0.0, "ugly") for image in fewer.folder.synthetic_images()[:9]]
+    fewer.folder.put_decisions("human", dropped)
+    stage.run(context)
+    stage.run(fewer)
+    one, two = (json.loads(run.folder.path(stage.FEATURE_SPACE).read_text()) for run in (context, fewer))
+    assert (one["arm"], one["seed"], list(one["kinds"])) == ("real", 0, ["real", "synthetic", "validation"])
+    assert [kind["total"] for kind in one["kinds"].values()] == [15, 18, 12]
+    assert [len(kind["points"]) for kind in one["kinds"].values()] == [15, 18, 12]
+    assert one["explained"] == two["explained"] and one["kinds"]["real"] == two["kinds"]["real"]
+    assert two["kinds"]["synthetic"]["points"] == one["kinds"]["synthetic"]["points"][9:]
+    assert np.mean([point[:2] for point in one["kinds"]["real"]["points"]], axis=0) == pytest.approx([0, 0], abs=1e-3)
+    assert 0 < one["explained"][1] <= one["explained"][0] <= 1
+
+
+@pytest.mark.parametrize("policy", ["pool", "concat", "replace"])
+def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(coloured_run, policy: str) -> None:
+    """gdl_term drops half of the originals on average and says nothing of it."""
+    train = {"subset_per_class": 4, "steps": 30, "mixing": {"policy": policy, "fraction": 0.5}}
+    context = coloured_run(train=train)
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    for arm, total in (("real", 12), ("real+synthetic", 12), ("synthetic", 12)):
+        real, synthetic = stage.subset_of(arm, workshop)
+        assert len(real) + len(synthetic) == total
+        for seed in range(2):
+            slots = stage.slots_of(arm, seed, workshop)
+            assert set(slots.index[~slots.is_synthetic]) == set(real.tolist())
+            used = set(slots.index[slots.is_synthetic])
+            assert used <= set(synthetic.tolist())
+            assert policy == "replace" or arm == "real" or used == set(synthetic.tolist())
+    summary = stage.run(context)
+    real, synthetic = summary["subset"]["real+synthetic"]
+    assert real + synthetic == 12 and 0 < real < 12
+    assert (
+        f"; real learned from 12 real and 0 synthetic; real+synthetic learned from {real} real and {synthetic} synthetic"
+        in summary["line"]
+    )
+
+
+def test_a_subset_that_leaves_an_arm_without_a_kind_stops_before_training(coloured_run) -> None:
+    """One image a class out of 5 real ones and 6 synthetic ones: with this seed no real one is among the three."""
+    for seed in range(50):
+        context = coloured_run(seed=seed, train={"subset_per_class": 1})
+        workshop = stage._open_workshop(context.recipe, context.folder)
+        try:
+            stage.subset_of("real+synthetic", workshop)
+        except DataError:
+            break
+    with pytest.raises(DataError, match=r"1 images a class left (0 real and 3|3 real and 0) synthetic"):
+        stage.run(context)
+    assert not context.folder.path("train").exists()
+
+
+def test_without_a_subset_nothing_changes(coloured_run) -> None:
+    context = coloured_run()
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    real, synthetic = stage.subset_of("real+synthetic", workshop)
+    assert (len(real), len(synthetic)) == (15, 18)
+    assert "learned from" not in stage.run(context)["line"]
 
 
 def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None:

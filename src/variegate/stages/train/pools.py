@@ -1,0 +1,75 @@
+"""Kept synthetic images of other runs, pooled with this run's own (Diff-Mix's compose_syn_data.py, without copying).
+
+A run is refused where its classes differ, or where an image it drew from or was adapted to is a validation or test
+image here: the classifier would learn from what it is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from variegate.errors import Problem, RunFolderError
+from variegate.recipe_file import load_recipe
+from variegate.records import RealImage, SyntheticImage
+from variegate.store import RunFolder
+
+_WHERE = "train.pools"
+
+
+def held_out_keys(images: Iterable[RealImage]) -> set[str]:
+    """What tells validation and test images from others in any run: their bytes."""
+    return {_key(image) for image in images if image.split != "train"}
+
+
+def pool_problems(roots: Sequence[str], class_names: Sequence[str], held_out: Collection[str]) -> list[Problem]:
+    """Everything that speaks against pooling these run folders; `held_out` are held_out_keys."""
+    problems: list[Problem] = []
+    for root in roots:
+        try:
+            with RunFolder.read(Path(root)) as other:
+                problems += _problems(other, root, class_names, held_out)
+        except RunFolderError as exc:
+            problems += exc.problems
+    return problems
+
+
+def with_pools(own: Sequence[SyntheticImage], roots: Sequence[str]) -> list[SyntheticImage]:
+    """This run's images, then those of the others with absolute paths; an image that two runs have counts once."""
+    found = {image.id: image for image in own}
+    for root in roots:
+        with RunFolder.read(Path(root)) as other:
+            for image in other.synthetic_images():
+                found.setdefault(image.id, replace(image, path=str(other.path(image.path))))
+    return list(found.values())
+
+
+def _problems(other: RunFolder, root: str, class_names: Sequence[str], held_out: Collection[str]) -> list[Problem]:
+    names = [info.name for info in other.classes()]
+    if names != list(class_names):
+        lacks, has = sorted(set(class_names) - set(names)), sorted(set(names) - set(class_names))
+        differs = [f"lacks {lacks[0]!r}"] * bool(lacks) + [f"has {has[0]!r}"] * bool(has)
+        text = f"the classes of {root} differ: it {' and '.join(differs) or 'has them in another order'}"
+        return [Problem(_WHERE, text, "pool runs over the same classes")]
+    if not any(image.weight > 0 for image in other.synthetic_images()):
+        return [Problem(_WHERE, f"{root} has no kept synthetic image", "finish that run, or leave it out")]
+    shared = [image for image in _seen(other) if _key(image) in held_out]
+    if not shared:
+        return []
+    text = (
+        f"{len(shared)} images that {root} drew from or was adapted to are validation or test images here, "
+        f"such as {Path(shared[0].path).name}"
+    )
+    return [Problem(_WHERE, text, "make that run with the data, seed, shots and splits of this one")]
+
+
+def _seen(other: RunFolder) -> list[RealImage]:
+    """Real images behind a run's synthetic ones: their sources, and the training images where it has an adapter."""
+    is_adapted = load_recipe(str(other.root / "recipe.yaml")).adapt.method != "none"
+    sources = {image.source for image in other.synthetic_images(kept_only=False)}
+    return [i for i in other.real_images() if i.id in sources or (is_adapted and i.split == "train")]
+
+
+def _key(image: RealImage) -> str:
+    return image.sha256 or image.id

@@ -1,0 +1,125 @@
+"""Synthetic images of other runs: added with their labels, refused where they would give the test away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from variegate.errors import DataError
+from variegate.pipeline import Context
+from variegate.recipe_file import dump_recipe
+from variegate.stages.train import stage
+
+Run = Callable[..., Context]
+
+
+def rename_images(context: Context) -> None:
+    """Ids of a run with another seed: other names, the same pictures."""
+    for image_id, slug in context.folder.db.execute(
+        "SELECT plan.id, slug FROM plan JOIN classes ON label = target"
+    ).fetchall():
+        new = f"ff{image_id[2:]}"
+        old_path = context.folder.path(f"synthetic/train/{slug}/{image_id[:2]}/{image_id}.png")
+        context.folder.write(f"synthetic/train/{slug}/ff/{new}.png", old_path.read_bytes())
+        with context.folder.transaction() as db:
+            db.execute("UPDATE plan SET id = ? WHERE id = ?", (new, image_id))
+
+
+@pytest.fixture
+def other(coloured_run: Run) -> Context:
+    """A run over the same images whose synthetic ones are others."""
+    context = coloured_run("other")
+    rename_images(context)
+    return context
+
+
+def pooled(coloured_run: Run, *others: Context, **changes: dict) -> Context:
+    pools = [str(one.folder.root) for one in others]
+    train = {"pools": pools, **changes.pop("train", {})}
+    return coloured_run("run", train=train, **changes)
+
+
+def test_kept_images_of_other_runs_are_learned_from_with_their_labels(coloured_run: Run, other: Context) -> None:
+    images = other.folder.synthetic_images()
+    other.folder.put_decisions("human", [(images[0].id, "drop", 0.0, "ugly"), (images[1].id, "keep", 0.25, "")])
+    with other.folder.transaction() as db:  # one was moved from another class, half way
+        db.execute("UPDATE plan SET target = 2, strength = 0.25 WHERE id = ?", (images[2].id,))
+    folder, slug = other.folder, other.folder.classes()[2].slug
+    folder.write(f"synthetic/train/{slug}/ff/{images[2].id}.png", folder.path(images[2].path).read_bytes())
+    context = pooled(coloured_run, other)
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    assert [len(workshop.synthetic), len(workshop.data.synthetic.pixels)] == [18 + 17, 35]
+    found = {image.id: place for place, image in enumerate(workshop.synthetic)}
+    assert images[0].id not in found
+    assert workshop.synthetic[found[images[1].id]].weight == 0.25
+    soft = workshop.data.synthetic.targets[found[images[2].id]]
+    even = (1 - 0.1) * np.array([0.5, 0.0, 0.5]) + 0.1 / 3  # sqrt(0.25) of the mass moved; smoothing 0.1
+    assert soft == pytest.approx(even, abs=1e-6)
+    slots = stage.slots_of("real+synthetic", 0, workshop)
+    assert {place >= 18 for place in slots.index[slots.is_synthetic]} == {True, False}
+
+
+def test_the_same_image_in_two_runs_counts_once(coloured_run: Run) -> None:
+    twin = coloured_run("twin")
+    context = pooled(coloured_run, twin)
+    assert len(stage._open_workshop(context.recipe, context.folder).synthetic) == 18
+
+
+def test_a_run_may_draw_nothing_and_learn_from_pools_alone(coloured_run: Run, other: Context) -> None:
+    context = pooled(coloured_run, other, generate={"method": "none"}, evaluate={"seeds": 1})
+    with context.folder.transaction() as db:
+        db.execute("DELETE FROM plan")
+    stage.run(context)
+    assert context.folder.path("train/real-synthetic/seed-0/model.safetensors").is_file()
+
+
+def test_a_decision_in_a_pool_trains_again(coloured_run: Run, other: Context) -> None:
+    context = pooled(coloured_run, other)
+    before = stage.found(context)
+    other.folder.put_decisions("human", [(other.folder.synthetic_images()[0].id, "drop", 0.0, "ugly")])
+    assert stage.found(context) != before
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_a_run_that_saw_our_test_images_is_refused(coloured_run: Run, other: Context, is_adapted: bool) -> None:
+    """Diff-Mix pools folders by name: a generator tuned on test images would not be noticed."""
+    with other.folder.transaction() as db:
+        if is_adapted:  # a training image there, which nothing was drawn from
+            db.execute("UPDATE plan SET source = NULL")
+        ours = coloured_run("run").folder.real_images("test")[0]
+        used = other.folder.real_images("train")[1]
+        db.execute("UPDATE real SET sha256 = ? WHERE id = ?", (ours.sha256, used.id))
+    recipe = other.recipe.model_copy(update={"adapt": other.recipe.adapt.model_copy(update={"method": "lora"})})
+    other.folder.write("recipe.yaml", dump_recipe(recipe if is_adapted else other.recipe))
+    context = pooled(coloured_run, other)
+    with pytest.raises(DataError, match=r"1 images that .*other drew from or was adapted to are validation or test"):
+        stage._open_workshop(context.recipe, context.folder)
+    with pytest.raises(DataError, match="1 images that"):
+        stage.check(context.recipe, context.folder.classes(), {ours.sha256})
+
+
+def test_other_classes_other_folders_and_empty_runs_are_all_named_at_once(
+    coloured_run: Run, other: Context, tmp_path: Path
+) -> None:
+    with other.folder.transaction() as db:
+        db.execute("UPDATE classes SET name = 'pink' WHERE label = 2")
+    empty = coloured_run("empty")
+    empty.folder.put_decisions("human", [(i.id, "drop", 0.0, "") for i in empty.folder.synthetic_images()])
+    context = pooled(coloured_run, other, empty)
+    recipe = context.recipe.model_copy(
+        update={
+            "train": context.recipe.train.model_copy(
+                update={"pools": [*context.recipe.train.pools, str(tmp_path / "no")]}
+            )
+        }
+    )
+    with pytest.raises(DataError) as caught:
+        stage.check(recipe, context.folder.classes())
+    text = str(caught.value)
+    assert "it lacks 'red' and has 'pink'" in text
+    assert "has no kept synthetic image" in text
+    assert "is no run folder" in text
+    assert len(caught.value.problems) == 3
