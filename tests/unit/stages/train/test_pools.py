@@ -10,6 +10,7 @@ import pytest
 
 from variegate.errors import DataError
 from variegate.pipeline import Context
+from variegate.recipe import Recipe
 from variegate.recipe_file import dump_recipe
 from variegate.stages.train import stage
 
@@ -92,8 +93,9 @@ def test_a_run_that_saw_our_test_images_is_refused(coloured_run: Run, other: Con
         ours = coloured_run("run").folder.real_images("test")[0]
         used = other.folder.real_images("train")[1]
         db.execute("UPDATE real SET sha256 = ? WHERE id = ?", (ours.sha256, used.id))
-    recipe = other.recipe.model_copy(update={"adapt": other.recipe.adapt.model_copy(update={"method": "lora"})})
-    other.folder.write("recipe.yaml", dump_recipe(recipe if is_adapted else other.recipe))
+    adapted = {"adapt": {"method": "lora"}, "generate": {"method": "diff-aug"}}
+    recipe = Recipe.model_validate(other.recipe.model_dump() | (adapted if is_adapted else {}))
+    other.folder.write("recipe.yaml", dump_recipe(recipe))
     context = pooled(coloured_run, other)
     with pytest.raises(DataError, match=r"1 images that .*other drew from or was adapted to are validation or test"):
         stage._open_workshop(context.recipe, context.folder)
