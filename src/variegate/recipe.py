@@ -264,7 +264,7 @@ class PromptsSection(Section):
             used = any(f"{{{slot}}}" in text for text in self.texts)
             if used and not given:  # "groups" is looked up in the data
                 raise ValueError(f"text uses {{{slot}}} but {key} is empty; name a bank or list some phrases there")
-            if given and not used:
+            if given and given != "groups" and not used:  # groups are there anyway; what was listed was to be said
                 raise ValueError(
                     f"{key} is given and no text says {{{slot}}}; put it there: 'a photo of a {{name}}, {{{slot}}}'"
                 )
