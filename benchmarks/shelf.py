@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from variegate.api import run, settle
+from variegate.backends.adapter import ADAPTER, FACTS
 from variegate.records import content_id
 from variegate.stages.adapt.material import training_fingerprint
 
@@ -31,5 +32,6 @@ class Shelf:
             (settled.prompts.text, settled.prompts.environments),
         )
         folder = self.root / lesson
-        run(data, recipe, folder, overrides=overrides, last="adapt")
-        return ["adapt.method=file", f"adapt.path={folder / 'adapt'}"]
+        if not (folder / ADAPTER / FACTS).is_file():  # written last; another backend would make it the same anew
+            run(data, recipe, folder, overrides=overrides, last="adapt")
+        return ["adapt.method=file", f"adapt.path={folder / ADAPTER}"]

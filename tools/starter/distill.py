@@ -22,7 +22,7 @@ from starter.training import Budget, train_on_budget
 from starter.unet import Denoiser, averaged, build_scheduler
 from variegate.backends.base import one_step_timestep
 from variegate.backends.denoise import Denoiser as Solver
-from variegate.backends.denoise import Text
+from variegate.backends.denoise import Given, Text
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 LEVEL_SHARES = (0.1, 0.15, 0.2, 0.55)  # from pure noise is the hardest
@@ -139,7 +139,7 @@ def _draw_shard(solver: Solver, teacher: Denoiser, latents: torch.Tensor, items:
     empty = Text(teacher.text_encoder(_tokens(teacher, [""]).to(solver.device)).last_hidden_state, None)
     steps = round(STEPS * level)
     ends = solver.many_steps(
-        noise, sources if level < 1 else None, texts, empty, GUIDANCE, total=STEPS, steps=steps, generators=[]
+        noise, Given(sources if level < 1 else None), texts, empty, [GUIDANCE], total=STEPS, steps=steps, generators=[]
     ).cpu()
     noised = noise
     if level < 1:

@@ -131,7 +131,9 @@ def test_an_image_too_long_for_one_patch_is_refused_with_the_numbers() -> None:
 def red_clip() -> Clip:
     """Sees how red, green and blue a patch is, and nothing else."""
     zero, one = (0.0,) * 3, (1.0,) * 3
-    return Clip(8, "cpu", torch.float32, zero, one, lambda images: images.mean(dim=(2, 3)) + 1e-3, lambda texts: None)
+    return Clip(
+        8, 1.0, "cpu", torch.float32, zero, one, lambda images: images.mean(dim=(2, 3)) + 1e-3, lambda texts: None
+    )
 
 
 RED = np.array([1.0, 0.0, 0.0], np.float32)

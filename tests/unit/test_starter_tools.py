@@ -1,0 +1,89 @@
+"""The tool that trains the starter, on the starter itself and for seconds: every stage still fits the package it is made for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from variegate.backends.folder import OWN
+from variegate.stages.dataset.meadow import make_meadow, mark_phrases
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture(autouse=True)
+def tools_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+@pytest.fixture
+def pictures():
+    from starter.data import Item, Pictures
+
+    meadow = make_meadow(n_species=4, n_per_species=4)
+    items = [Item("butterfly", mark_phrases(meadow.species[label]), "on grass") for label in meadow.labels]
+    return Pictures(meadow.images, items)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' solver, used by the tool as it is
+def test_pairs_are_drawn_and_a_student_learns_from_them(
+    pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starter import distill
+    from starter.export import load_parts
+
+    monkeypatch.setattr(distill, "SHARD_PAIRS", 4)
+    monkeypatch.setattr(distill, "BATCH", 4)
+    _, teacher = load_parts(OWN["starter"])
+    latents = torch.randn((8, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    distill.draw_pairs(teacher, latents, pictures.items, tmp_path, minutes=0.01, device="cpu", seed=0)
+    noised, ends, levels, captions = distill.load_pairs(tmp_path)
+    assert len(noised) == len(ends) == len(levels) == len(captions) >= 4
+    assert torch.isfinite(ends.float()).all() and set(levels.tolist()) <= set(distill.LEVELS)
+    _, student = load_parts(OWN["starter"])
+    before = student.unet.conv_in.weight.clone()
+    keys = {"minutes": 0.02, "device": "cpu", "seed": 0, "preview_every_min": 9, "preview": lambda *_: None}
+    learned = distill.train_student(student, tmp_path, **keys)
+    assert not torch.equal(learned.unet.conv_in.weight, before)
+    words = teacher.text_encoder.state_dict()
+    assert all(torch.equal(value, words[name]) for name, value in learned.text_encoder.state_dict().items())
+    assert sys.modules["starter.distill"] is distill
+
+
+def test_the_pair_learns_and_is_exported_as_a_folder_that_reads(
+    pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starter import pair
+    from starter.export import load_parts
+
+    from variegate.image_text import open_clip_model
+
+    monkeypatch.setattr(pair, "BATCH", 8)
+    tokenizer = load_parts(OWN["starter"])[1].tokenizer
+    keys = {"minutes": 0.02, "device": "cpu", "seed": 0, "preview_every_min": 9, "preview": lambda *_: None}
+    learned = pair.train_pair(pair.build_pair(tokenizer), tokenizer, pictures, pictures.images[:4], tmp_path, **keys)
+    pair.export_pair(learned, tokenizer, tmp_path / "out")
+    read = open_clip_model(f"clip:{tmp_path / 'out'}", "here")
+    texts = [f"a photo of a butterfly with {', '.join(item.phrases)}" for item in pictures.items[:2]]
+    with torch.inference_mode():
+        own = pair.text_features(learned, pair._tokens(tokenizer, texts)).numpy()
+    assert read.text_features(texts).numpy() == pytest.approx(own, abs=0.02)  # half precision
+
+
+def test_a_changed_caption_differs_in_one_word_and_keeps_its_grammar(pictures) -> None:
+    from starter.pair import changed_caption
+
+    rng = np.random.default_rng(0)
+    for item in pictures.items * 20:
+        phrases, place = changed_caption(item.phrases, item.place, rng)
+        changed = [(a, b) for a, b in zip((*item.phrases, item.place), (*phrases, place), strict=True) if a != b]
+        assert len(changed) == 1
+        before, after = changed[0]
+        words = [(a, b) for a, b in zip(before.split(), after.split(), strict=False) if a != b]
+        assert before == item.place or len([pair for pair in words if pair[0].rstrip("s") != pair[1].rstrip("s")]) == 1
+        assert not re.search(r"one \w+ \w*spots|(two|three|four) \w+ \w*spot\b", after)
