@@ -45,7 +45,7 @@ def check_clip(name: str, where: str) -> list[Problem]:
     known = ["/".join(pair) for pair in _open_clip(where).list_pretrained()]
     if wanted in known or wanted.startswith("hf-hub:"):
         return []
-    near = difflib.get_close_matches(wanted, known, n=1)
+    near = difflib.get_close_matches(wanted, [*OWN, *known], n=1)
     hint = (
         f"did you mean clip:{near[0]}?" if near else "open_clip.list_pretrained() shows names; a local folder works too"
     )
