@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import (
-    CLIPTextConfig,
     CLIPTokenizer,
     ResNetConfig,
     VisionTextDualEncoderConfig,
@@ -27,6 +26,7 @@ from transformers import (
 from starter.captions import OPENINGS, random_caption
 from starter.data import Item, Pictures
 from starter.training import train_on_budget
+from starter.unet import text_config
 from variegate.classifier.augment import to_unit
 from variegate.stages.dataset.butterflies import BAND_PLACES, COLOURS, FORE_SHAPES, HIND_SHAPES, MARGIN_WIDTHS
 from variegate.stages.dataset.meadow import HABITAT_PHRASES, describe, make_meadow
@@ -63,18 +63,7 @@ def build_pair(tokenizer: CLIPTokenizer) -> VisionTextDualEncoderModel:
         hidden_size=WIDTHS[-1],
         image_size=SIZE_PX,
     )
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=SHARED_WIDTH,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_config(tokenizer, width=TEXT_WIDTH, layers=TEXT_LAYERS, heads=TEXT_HEADS)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=SHARED_WIDTH)
     return VisionTextDualEncoderModel(config)
 

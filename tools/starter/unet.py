@@ -67,19 +67,24 @@ def build_denoiser(tokenizer: CLIPTokenizer, sample_size: int) -> Denoiser:
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
     )
-    config = CLIPTextConfig(
+    config = text_config(tokenizer, width=TEXT_WIDTH, layers=TEXT_LAYERS, heads=TEXT_HEADS)
+    return Denoiser(unet, CLIPTextModel(config), tokenizer)
+
+
+def text_config(tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int) -> CLIPTextConfig:
+    """A text tower that reads this tokenizer's words."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Denoiser(unet, CLIPTextModel(config), tokenizer)
 
 
 def train_denoiser(
