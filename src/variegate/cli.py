@@ -255,7 +255,10 @@ def recipes_ls(as_json: Json = False) -> None:
         .removeprefix(f"{name}: ")
         for name in recipe_names()
     }
-    print(json.dumps(lines, indent=1) if as_json else "\n".join(f"{name:<16}{text}" for name, text in lines.items()))
+    width = max(map(len, lines)) + 2
+    print(
+        json.dumps(lines, indent=1) if as_json else "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+    )
 
 
 @recipes_app.command("show")

@@ -32,6 +32,8 @@ NOTHING_DRAWN = {"none"}
 def test_every_recipe_is_listed_and_tested() -> None:
     said = variegate("recipes", "ls", "--json")
     assert sorted(json.loads(said.out)) == NAMES
+    plain = variegate("recipes", "ls").out.splitlines()
+    assert sorted(line.split("  ")[0] for line in plain) == NAMES  # no name runs into its text
     wanted = (
         "real-guidance real-gen real-mix ti-aug ti-mix diff-gen diff-aug diff-mix da-fusion diagen dasdiff diffusemix "
         "hybrid-blend variegate none"
