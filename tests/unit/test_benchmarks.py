@@ -66,6 +66,13 @@ def test_drawing_speed_of_a_shape_is_measured_and_its_folder_used_again(last_lin
     assert (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
 
 
+def test_one_step_is_measured_against_diff_mix_s_setting(last_line) -> None:
+    found = last_line("one_step.py", "--images", "16", "--plain-images", "1", "--turns", "1")
+    assert found["ratio_to_plain"] == pytest.approx(
+        found["one_step_images_per_second"] / found["plain_images_per_second"], abs=0.1
+    )
+
+
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
     pytest.importorskip("open_clip")
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
