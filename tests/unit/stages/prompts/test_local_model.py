@@ -156,19 +156,19 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
             [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            yield await_server(server, port), folder
+            yield await_server(server, port, tmp_path / "server.log"), folder
         finally:
             server.terminate()
             server.wait(30)
 
 
-def await_server(server: subprocess.Popen, port: int, seconds: float = 240.0) -> str:
+def await_server(server: subprocess.Popen, port: int, log: Path, seconds: float = 240.0) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
             return f"http://127.0.0.1:{port}/v1"
         time.sleep(0.5)
-    raise AssertionError(f"the server did not start (exit {server.poll()})")
+    raise AssertionError(f"the server did not start (exit {server.poll()}): {log.read_text()[-2000:]}")
 
 
 @pytest.mark.timeout(300)
