@@ -72,6 +72,18 @@ def test_every_feature_has_a_home_or_a_reason() -> None:
     assert [problem for row in rows(FEATURES) for problem in feature_problems(*row)] == []
 
 
+def test_no_page_names_a_key_that_is_not_there() -> None:
+    """All but the log, which tells of what was."""
+    files = {"md", "csv", "jsonl", "json", "yaml", "py", "txt"}
+    wrong = []
+    for page in [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "log.md"})]:
+        for dotted in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)[:`]", page.read_text()):
+            first, last = dotted.split(".")[0], dotted.rsplit(".", 1)[1]
+            if first in Recipe.model_fields and last not in files and key_problem(dotted, None):
+                wrong.append(f"{page.name}: {dotted}")
+    assert wrong == []
+
+
 def test_recipes_named_on_the_page_are_shipped() -> None:
     shipped = {path.stem for path in (PACKAGE / "recipes").glob("*.yaml")}
     named = set(re.findall(r"recipe `([a-z-]+)`", PAGE))
