@@ -171,10 +171,13 @@ def plan(
     from variegate.api import check, settle
     from variegate.stages.generate.stage import estimate
     from variegate.stages.prompts.stage import estimate as estimate_prompts
+    from variegate.stages.refine.stage import estimate as estimate_refine
 
     settled = settle(data, recipe, overrides or ())
     facts = check(settled)
-    answer = estimate(settled, facts["data"], measure=measure) | estimate_prompts(settled, facts["data"].classes)
+    classes = facts["data"].classes
+    answer = estimate(settled, facts["data"], measure=measure) | estimate_prompts(settled, classes)
+    answer |= estimate_refine(settled, classes, answer["images"], measure=measure)
     print(json.dumps(answer, ensure_ascii=False, indent=1) if as_json else _plan_text(answer))
 
 

@@ -500,6 +500,7 @@ class TrainSection(Section):
     pools: list[str] = []  # other run folders whose kept synthetic images are added to this run's
     subset_per_class: int | None = Field(None, ge=1)  # an arm learns from so many images a class, real and synthetic
     # together, drawn at random once; null: all
+    sample_by: Literal["image", "class"] = "image"  # class: real images of every class come equally often
     augment: Literal["none", "classic", "randaugment", "trivialaugment"] = "classic"
     # cmo: patches of rare classes pasted in; manifold-mixup: features inside the net
     mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo", "manifold-mixup", "puzzle-mix", "fractal-mixup"] = (
@@ -540,6 +541,11 @@ class TrainSection(Section):
             raise ValueError(
                 f"reweight_from {self.reweight_from} says when class weights begin and class_weights is none; "
                 "set class_weights to class-balanced"
+            )
+        if self.sample_by == "class" and self.class_weights != "none":
+            raise ValueError(
+                f"sample_by class and class_weights {self.class_weights} both make up for unequal class counts, "
+                "together twice; use one of them"
             )
         if self.loss == "balanced-softmax" and self.class_weights != "none":
             raise ValueError(

@@ -233,10 +233,13 @@ class RunFolder:
         ]
 
     def real_images(self, split: str | None = None) -> list[RealImage]:
-        """Sorted by split, label, id; `path` made absolute."""
+        """Sorted by split, label, id; `path` and `mask` made absolute."""
         where, values = ("WHERE split = ?", (split,)) if split else ("", ())
         query = f"SELECT id, path, label, split, grp, caption, mask, width, height, sha256 FROM real {where} ORDER BY split, label, id"
-        return [RealImage(row[0], str(self.root / row[1]), *row[2:]) for row in self.db.execute(query, values)]
+        return [
+            RealImage(row[0], str(self.root / row[1]), *row[2:6], row[6] and str(self.root / row[6]), *row[7:])
+            for row in self.db.execute(query, values)
+        ]
 
     def plan_rows(self, chunk: int) -> list[PlanRow]:
         """The rows of one chunk, in order."""

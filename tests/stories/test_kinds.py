@@ -11,6 +11,8 @@ from driving import PLAIN_ARGUMENTS, picture, settings, variegate
 from PIL import Image
 from tiny_models import tiny_edit, tiny_inpaint  # noqa: F401 - fixtures
 
+from variegate.store import class_slug
+
 EDGE = 32
 DRAW = ("backend.steps=3", "backend.guidance_scale=3", "backend.dtype=fp32", "adapt.method=none", "generate.per_real=1")
 
@@ -63,6 +65,24 @@ def test_only_what_the_masks_cover_is_repainted(tiny_inpaint: Path, table: Path,
         kept.append(apart[:6].mean())
         changed.append(apart[10:22, 9:23].mean())
     assert max(kept) < 4 < 15 < min(changed), "but for JPEG's own noise"
+
+
+def test_the_meadows_butterflies_stay_where_their_background_is_repainted(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    own = (*DRAW, "generate.method=real-aug", "generate.strength=1.0", "generate.mask=background", "generate.mask_grow=0.03",
+           "generate.mask_paste=true", "dataset.meadow.n_species=2", "dataset.meadow.n_per_species=2")  # fmt: skip
+    said = variegate("generate", "builtin:meadow", *settings(*own), "--out", out)
+    assert said.status == 0, said.text
+    names = {row["id"]: row["name"] for row in json.loads((out / "dataset/splits.json").read_text())["images"]}
+    found = rows(out)
+    assert len(found) == 4
+    for row in found:
+        _, class_name, number = names[row["source"]].split("/")
+        (source,) = (out / "dataset/train").glob(f"{class_slug(row['label'], class_name)}/{number}.png")
+        drawn = np.asarray(Image.open(out / "synthetic/train" / row["file_name"]), int)
+        mask = np.asarray(Image.open(out / "dataset/masks" / source.relative_to(out / "dataset")).convert("L")) > 127
+        apart = np.abs(drawn - np.asarray(Image.open(source), int)).mean(axis=2)
+        assert apart[mask].mean() < 4 < 15 < apart[~mask].mean(), "but for JPEG's own noise"
 
 
 def test_masks_and_models_that_do_not_fit_end_with_the_way_out(tiny_edit: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -49,6 +49,7 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("train: {steps: 10, epochs: 3}", "set the other to null"),
         ("train: {reweight_from: 0.8}", "set class_weights"),
         ("train: {loss: balanced-softmax, class_weights: class-balanced}", "together twice"),
+        ("train: {sample_by: class, class_weights: class-balanced}", "sample_by class"),
         ("train: {loss: ldma}", "did you mean 'ldam'"),
         ("train: {mix: cmo}\nevaluate: {arms: [real, synthetic]}", "patches of real images"),
         ("evaluate: {shot_bounds: [100, 20]}", "two rising numbers"),

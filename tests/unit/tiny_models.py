@@ -44,8 +44,8 @@ def build_sd(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
-    """SDXL's layout: two text encoders, pooled embedding, time ids."""
+def build_sdxl(folder: Path, *, seed: int = 0, pipeline: type | None = None, **unet: int) -> Path:
+    """SDXL's layout: two text encoders, pooled embedding, time ids; of another pipeline and `unet` where given."""
     import torch
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModelWithProjection
@@ -53,13 +53,15 @@ def build_sdxl(folder: Path, *, seed: int = 0) -> Path:
     parts = _shared_parts(seed)
     torch.manual_seed(seed + 1)
     second = CLIPTextModelWithProjection(_text_config(projection_dim=24))
-    unet = _unet(
+    net = _unet(
         cross=64,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24 + 6 * 8,
+        **unet,
     )
-    pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=parts["tokenizer"], unet=unet)
+    kind = pipeline or StableDiffusionXLPipeline
+    pipe = kind(**parts, text_encoder_2=second, tokenizer_2=parts["tokenizer"], unet=net)
     pipe.save_pretrained(folder)
     return folder
 
@@ -113,6 +115,13 @@ def build_edit(folder: Path, *, seed: int = 0) -> Path:
     return _build_wide(folder, StableDiffusionInstructPix2PixPipeline, 8, seed)
 
 
+def build_edit_xl(folder: Path, *, seed: int = 0) -> Path:
+    """InstructPix2Pix at SDXL's layout."""
+    from diffusers import StableDiffusionXLInstructPix2PixPipeline
+
+    return build_sdxl(folder, seed=seed, pipeline=StableDiffusionXLInstructPix2PixPipeline, in_channels=8)
+
+
 def build_inpaint(folder: Path, *, seed: int = 0) -> Path:
     """Stable Diffusion inpainting's layout: the U-Net takes a mask and the latents of what it leaves."""
     from diffusers import StableDiffusionInpaintPipeline
@@ -148,6 +157,11 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _once("tiny-edit", build_edit, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_edit_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _once("tiny-edit-xl", build_edit_xl, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def _draw_shard(job: tuple[Path, int, int, int, list[int]]) -> None:
         species = sample_starter_species(rng)
         for _ in range(per_species):
             habitat = HABITATS[rng.integers(len(HABITATS))]
-            images.append(draw_butterfly(species, sample_pose(rng, habitat), rng, size_px))
+            images.append(draw_butterfly(species, sample_pose(rng, habitat), rng, size_px)[0])
             items.append(Item("butterfly", mark_phrases(species), HABITAT_PHRASES[habitat]))
     _write_shard(path, images, items)
 

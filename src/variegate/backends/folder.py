@@ -27,6 +27,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusionXLInstructPix2PixPipeline": "sdxl",
 }
 PIPELINES = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}  # load the parts and encode text
 Kind = Literal["text-to-image", "edit", "inpaint"]
@@ -342,6 +343,9 @@ def _check_shape(folder: Path, index: dict[str, Any]) -> list[Problem]:
     problems = _check_input(folder, _load(folder / "unet/config.json"), _load(folder / "vae/config.json"))
     if index.get("requires_aesthetics_score"):
         problems.append(Problem(str(folder), "is a refiner, which only finishes images", "use its base model"))
+    if index.get("is_cosxl_edit"):
+        text = "is CosXL's editing model, whose noise levels (EDM) no scheduler here knows"
+        problems.append(Problem(str(folder), text, "use an editing model of InstructPix2Pix's own kind"))
     return problems
 
 

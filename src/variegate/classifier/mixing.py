@@ -94,6 +94,20 @@ def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarra
     return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
 
 
+def class_order(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` indices, every class as often as the next whatever its images; those of a class come in whole passes.
+
+    DIAGen draws with replacement by 1 / n instead, which comes to the same on average. int64 [count].
+    """
+    classes = np.unique(labels)
+    turns = classes[real_order(len(classes), count, rng)]
+    order = np.empty(count, np.int64)
+    for label in classes:
+        own, places = np.flatnonzero(labels == label), np.flatnonzero(turns == label)
+        order[places] = own[real_order(len(own), len(places), rng)]
+    return order
+
+
 def balanced_subset(
     real_labels: np.ndarray,
     synthetic_labels: np.ndarray,

@@ -189,6 +189,8 @@ def build_model(
         )
     if isinstance(pretrained, str):
         _load_body(classifier, Path(pretrained))
+        mean, std = _scaling(name, Path(pretrained))
+        classifier = replace(classifier, mean=mean, std=std)
     return classifier if cosine_scale is None else _with_cosine_head(classifier, name, cosine_scale, seed)
 
 
@@ -244,8 +246,24 @@ def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> C
     head = net.get_classifier()
     if not isinstance(head, nn.Module):
         raise ModelError(Problem("train.model", f"{name} has more than one last layer", "choose another model"))
-    mean, std = (tuple(config.mean), tuple(config.std)) if pretrained and config else _OWN_MEAN_STD
+    mean, std = _published_scaling(name) if pretrained else _OWN_MEAN_STD
     return Classifier(net, head, mean, std)
+
+
+def _published_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return (tuple(config.mean), tuple(config.std)) if config else _OWN_MEAN_STD
+
+
+def _scaling(name: str, path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) that the weights of a file learned with: a run's own are in the file, others are a published model's."""
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("variegate", "{}"))
+    if "mean" in about:
+        return tuple(about["mean"]), tuple(about["std"])
+    return _OWN_MEAN_STD if name in OWN_MODELS else _published_scaling(name)
 
 
 def _load_body(classifier: Classifier, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ from adapting import learn, make_run, recipe_of
 
 from variegate.backends.base import BackendSpec, check_model, evaluations, resolve_backend, with_adapter
 from variegate.backends.diffusion import DiffusionBackend, _generator
+from variegate.backends.folder import model_problems
 from variegate.errors import ModelError
 from variegate.recipe import AdaptSection, BackendSection, GenerateSection, Recipe
 
@@ -95,6 +98,29 @@ def test_edits_are_those_of_instruct_pix2pix(tiny_edit: Path, opened, scheduler:
     pipe = stock("StableDiffusionInstructPix2PixPipeline", backend)
     theirs = pipe(**common(scale), image=as_pil(pictures()), latents=backend.noise(SEEDS), image_guidance_scale=1.7)
     assert levels_apart(ours, theirs.images) < ROUNDING
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+def test_edits_at_sdxls_layout_are_those_of_its_instruct_pix2pix(tiny_edit_xl: Path, opened, scale: float) -> None:
+    backend = opened(spec_of(tiny_edit_xl, scheduler="ddim", guidance_scale=scale, image_guidance_scale=1.7))
+    assert backend.facts.kind == "edit" and backend.facts.family == "sdxl"
+    sources = backend.encode_sources(pictures())
+    ours = backend.draw(PROMPTS, sources, strengths=[1.0] * 3, steps=6, seeds=SEEDS, negative="blurry")
+    pipe = stock("StableDiffusionXLInstructPix2PixPipeline", backend)
+    size = {"height": EDGE, "width": EDGE}
+    theirs = pipe(
+        **common(scale), **size, image=as_pil(pictures()), latents=backend.noise(SEEDS), image_guidance_scale=1.7
+    )
+    assert levels_apart(ours, theirs.images) < ROUNDING
+
+
+def test_cosxls_editing_model_is_refused(tiny_edit_xl: Path, tmp_path: Path) -> None:
+    """Its noise levels are others, and its image latents scaled: drawn with ours its edits would be noise."""
+    folder = shutil.copytree(tiny_edit_xl, tmp_path / "cosxl")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"is_cosxl_edit": True}))
+    (problem,) = model_problems(folder)
+    assert "CosXL" in problem.what
 
 
 def test_a_guided_edit_evaluates_three_at_a_time_and_counts_them(tiny_edit: Path, opened) -> None:

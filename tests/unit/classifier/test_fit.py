@@ -323,3 +323,19 @@ def test_predictions_are_probabilities_and_leave_the_mode_alone() -> None:
     assert found.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     assert net.net.training
     assert fitting.predict(net, DATA.val.pixels[:0], COMPUTE).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(300, 10), (7, 3), (119, 4), (5, 9)])
+def test_diff_mix_fault_last_epochs_are_never_evaluated(steps: int, evaluations: int) -> None:
+    """It looks at every fourth epoch from 0 on, so that up to three at the end go unseen."""
+    assert fitting.evaluation_steps(steps, evaluations)[-1] == steps
+
+
+def test_dasdiff_fault_synthetic_images_are_shown_unaugmented_when_concatenated() -> None:
+    """Its added images go through the test transform. Here the same images train the same net under either name."""
+    same = dataclasses.replace(DATA, synthetic=DATA.real)
+    order = mixing.real_order(12, STEPS * BATCH, np.random.default_rng(0))
+    real = mixing.real_only(order).shaped(STEPS, BATCH)
+    synthetic = dataclasses.replace(real, is_synthetic=~real.is_synthetic)
+    one, two = (fitting.fit(classifier(), same, slots, SETTINGS, COMPUTE) for slots in (real, synthetic))
+    assert equal(one.last, two.last)

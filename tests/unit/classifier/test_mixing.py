@@ -172,3 +172,21 @@ def test_a_balanced_subset_is_drawn_from_both_kinds_alike() -> None:
     share = np.mean([np.mean(real[kept] == 1) * len(kept) for kept, _ in draws]) / 12
     assert share == pytest.approx(50 / 125, abs=0.06)
     assert any((one[0].tolist(), one[1].tolist()) != (draws[0][0].tolist(), draws[0][1].tolist()) for one in draws)
+
+
+def test_diagen_fault_variants_of_no_weight_give_no_number() -> None:
+    """It divides by the sum of an image's weights: all 0, and the chances are NaN. Ours keeps the real image there."""
+    pool = mixing.Pool(weights=np.array([0.0, 0.0, 1.0]), parents=np.array([0, 0, 2]))
+    real = order()
+    slots = mixing.mix("replace", real, pool, fraction=1.0, num_real=3, rng=np.random.default_rng(0))
+    assert slots.is_synthetic.tolist() == (real == 2).tolist()
+    assert (slots.index[~slots.is_synthetic] == real[~slots.is_synthetic]).all()
+
+
+def test_every_class_comes_equally_often_and_its_images_in_whole_passes() -> None:
+    labels = np.array([0] * 12 + [2] * 3)
+    found = mixing.class_order(labels, 60, np.random.default_rng(3))
+    assert np.bincount(labels[found]).tolist() == [30, 0, 30]
+    assert np.bincount(found, minlength=15).tolist()[12:] == [10, 10, 10]
+    assert set(np.bincount(found, minlength=15)[:12]) == {2, 3}
+    assert (mixing.class_order(labels, 60, np.random.default_rng(3)) == found).all()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -175,3 +177,16 @@ def test_a_body_with_a_linear_head_starts_a_cosine_one(tmp_path: Path) -> None:
 def test_a_model_without_a_linear_head_is_refused() -> None:
     with pytest.raises(ModelError, match="ends in Conv2d"):
         build_model("dpn48b", num_classes=3, size_px=32, pretrained=False, seed=0, cosine_scale=30.0)
+
+
+def test_da_fusion_fault_other_normalisation_than_the_weights_were_learned_with(tmp_path: Path) -> None:
+    """It scales by mean and deviation 0.5 whatever the weights; a baseline that starts so is handicapped."""
+    save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    published = timm.get_pretrained_cfg("resnet10t")
+    given = build("resnet10t", pretrained=str(tmp_path / "w.safetensors"))
+    assert (given.mean, given.std) == (tuple(published.mean), tuple(published.std)) != ((0.5,) * 3, (0.5,) * 3)
+    about = {"mean": [0.1] * 3, "std": [0.2] * 3}  # a run's own file says how its images were scaled
+    save_file(given.net.state_dict(), tmp_path / "own.safetensors", metadata={"variegate": json.dumps(about)})
+    own = build("resnet10t", pretrained=str(tmp_path / "own.safetensors"))
+    assert (own.mean, own.std) == ((0.1,) * 3, (0.2,) * 3)
+    assert build("resnet10t").mean == (0.5,) * 3, "nothing was learned before"

@@ -86,7 +86,8 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
     problems = [_first_word_problem(recipe, model, classes), _target_problem(recipe, model)]
     if any(problems):
         raise ModelError([problem for problem in problems if problem])
-    if section.mask == "foreground" and not recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet")):
+    has_masks = recipe.dataset.path == "builtin:meadow" or recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet"))
+    if section.mask == "foreground" and not has_masks:
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")
         )

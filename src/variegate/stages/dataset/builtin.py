@@ -26,6 +26,7 @@ from variegate.stages.dataset.meadow import (
 from variegate.stages.dataset.meadow import describe as describe_species
 
 NAMES = ("digits", "meadow")
+_MASKED: tuple[Split, ...] = ("train", "val")  # what is drawn from and learned from
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -57,8 +58,11 @@ def _meadow(dataset: DatasetSection, seed: int) -> Listing:
         part = _Part(options, count, size_px, seed, split)
         for species, class_name in enumerate(names):
             for index in range(count):
-                png, notes = (partial(what, part, species * count + index) for what in (_meadow_png, _meadow_notes))
-                images.append(FoundImage(f"{split}/{class_name}/{index:04d}", class_name, split, png, notes=notes))
+                place = species * count + index
+                png, mask, notes = (partial(what, part, place) for what in (_meadow_png, _meadow_mask, _meadow_notes))
+                masked = mask if split in _MASKED else None
+                name = f"{split}/{class_name}/{index:04d}"
+                images.append(FoundImage(name, class_name, split, png, mask=masked, notes=notes))
     images.sort(key=lambda image: image.name)
     species = meadow_species(options.n_species, options.seed)
     # A description stands in for a name: "a photo of a {description}" is then what describe says.
@@ -97,6 +101,10 @@ def _draw(part: _Part) -> Meadow:
 
 def _meadow_png(part: _Part, index: int) -> bytes:
     return encode_image(_draw(part).images[index], "png")
+
+
+def _meadow_mask(part: _Part, index: int) -> bytes:
+    return encode_image(np.repeat(_draw(part).masks[index, ..., None], 3, axis=2) * np.uint8(255), "png")
 
 
 def _meadow_notes(part: _Part, index: int) -> tuple[str, str]:

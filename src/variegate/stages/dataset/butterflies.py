@@ -148,8 +148,13 @@ def sample_pose(rng: np.random.Generator, habitat: str) -> Pose:
     )
 
 
-def draw_butterfly(species: Species, pose: Pose, rng: np.random.Generator, size_px: int = 64) -> np.ndarray:
-    """One picture, uint8 [size_px, size_px, 3]."""
+def draw_butterfly(
+    species: Species, pose: Pose, rng: np.random.Generator, size_px: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """One picture, uint8 [size_px, size_px, 3], and the butterfly's silhouette, bool [size_px, size_px].
+
+    The silhouette has what a blade of grass hides of it, and no shadow.
+    """
     picture = HABITAT_PAINTERS[pose.habitat](rng, *_unit_grid(size_px))
     paint, cover = _butterfly_layer(species, pose, size_px)
     picture *= 1 - 0.38 * _soft_shadow(cover)[..., None]
@@ -158,7 +163,7 @@ def draw_butterfly(species: Species, pose: Pose, rng: np.random.Generator, size_
     if pose.has_blade:
         picture = _grass_blade(picture, blade)
     picture = picture * pose.light + rng.normal(0, _SENSOR_NOISE, picture.shape).astype(np.float32)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8), cover >= 0.5
 
 
 # ---------------------------------------------------------------------------------------------------- the butterfly

@@ -58,11 +58,14 @@ class DatasetFacts:
         return sum(1 for image in found if image.notes is None and not (image.caption or "").strip())
 
     def training_images(self) -> list[RealImage]:
-        """The training images as far as they are known before a run: named as the user knows them, without ids."""
+        """The training images as far as they are known before a run: named as the user knows them, without ids.
+
+        Those whose masks this program draws are left out: there is no file yet that could be looked at.
+        """
         return [
             RealImage("", i.found.name, i.label, "train", mask=str(i.found.mask) if i.found.mask else None,
                       width=i.check.width, height=i.check.height)
-            for i in self.images if i.split == "train"
+            for i in self.images if i.split == "train" and not callable(i.found.mask)
         ]  # fmt: skip
 
     def identity(self) -> str:

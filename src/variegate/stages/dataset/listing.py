@@ -50,7 +50,7 @@ class FoundImage:
     content: Content
     group: str | None = None
     caption: str | None = None
-    mask: Path | None = None
+    mask: Content | None = None  # white: the object
     notes: Callable[[], tuple[str, str]] | None = None  # (group, caption) where they are known only once drawn
 
 

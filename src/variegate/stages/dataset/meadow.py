@@ -104,6 +104,7 @@ class Meadow:
     """A drawn dataset; image i has label `labels[i]`, habitat `habitats[i]` and caption `captions[i]`."""
 
     images: np.ndarray  # uint8 [N, H, W, 3]
+    masks: np.ndarray  # bool [N, H, W], where the butterfly is
     labels: np.ndarray  # int64 [N], index into class_names
     class_names: tuple[str, ...]  # unique binomials
     habitats: tuple[str, ...]  # [N]
@@ -140,7 +141,7 @@ def make_meadow(
     own_habitats = _own_habitats(n_species, seed)
     others = [[habitat for habitat in HABITATS if habitat != own] for own in own_habitats]
     bias = habitat_bias if split == "train" else 0.0
-    images, labels, habitats = [], [], []
+    images, masks, labels, habitats = [], [], [], []
     for label, count in enumerate(_counts(n_species, n_per_species, imbalance)):
         for index in range(count):
             rng = _image_rng(seed, draw, split, label, index)
@@ -148,12 +149,23 @@ def make_meadow(
                 habitat = _pick(rng, others[label])
             else:
                 habitat = _pick_habitat(rng, own_habitats[label], bias)
-            images.append(draw_butterfly(species[label], sample_pose(rng, habitat), rng, size_px))
+            image, mask = draw_butterfly(species[label], sample_pose(rng, habitat), rng, size_px)
+            images.append(image)
+            masks.append(mask)
             labels.append(label)
             habitats.append(habitat)
     descriptions = tuple(describe(one) for one in species)
     captions = tuple(f"{descriptions[k]}, {HABITAT_PHRASES[h]}" for k, h in zip(labels, habitats, strict=True))
-    return Meadow(np.stack(images), np.array(labels, np.int64), names, tuple(habitats), captions, descriptions, species)
+    return Meadow(
+        np.stack(images),
+        np.stack(masks),
+        np.array(labels, np.int64),
+        names,
+        tuple(habitats),
+        captions,
+        descriptions,
+        species,
+    )
 
 
 def meadow_species(n_species: int, seed: int) -> tuple[Species, ...]:

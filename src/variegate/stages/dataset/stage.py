@@ -72,8 +72,9 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def intact(context: Context) -> bool:
-    """Whether the images that this stage wrote are still there."""
-    return all(Path(image.path).is_file() for image in context.folder.real_images())
+    """Whether the images and masks that this stage wrote are still there."""
+    images = context.folder.real_images()
+    return all(Path(path).is_file() for image in images for path in (image.path, image.mask) if path)
 
 
 def _listing(recipe: Recipe) -> Listing:
@@ -109,6 +110,9 @@ def _write_images(facts: DatasetFacts, folder: RunFolder, reporter: Reporter) ->
             data = read_content(image.found.content)
             path = _own_path(image, facts)
             folder.write(path, data)
+            mask = image.found.mask
+            if callable(mask):
+                folder.write(_mask_path(path), mask())
             records.append(_record(image, path, hashlib.sha256(data).hexdigest()))
             bar.advance()
     return records
@@ -124,9 +128,15 @@ def _own_path(image: SplitImage, facts: DatasetFacts) -> str:
     return f"dataset/hf/{image.split}/{slug}/{part}/{stem}.{image.check.extension}"
 
 
+def _mask_path(path: str) -> str:
+    """Of a drawn image: dataset/masks/<split>/<class>/<number>.png."""
+    return path.replace("dataset/", "dataset/masks/", 1)
+
+
 def _record(image: SplitImage, path: str, sha256: str) -> RealImage:
     found, check = image.found, image.check
     group, caption = found.notes() if found.notes else (found.group, found.caption)
+    mask = _mask_path(path) if callable(found.mask) else found.mask
     return RealImage(
         id=content_id(found.name, sha256),
         path=path,
@@ -134,7 +144,7 @@ def _record(image: SplitImage, path: str, sha256: str) -> RealImage:
         split=image.split,
         group=group,
         caption=caption,
-        mask=str(found.mask) if found.mask else None,
+        mask=str(mask) if mask else None,
         width=check.width,
         height=check.height,
         sha256=sha256,

@@ -115,6 +115,8 @@ def prepare(context: Context) -> BackendSpec:
         read_model(model, unet).levels,
         spec.batch,
     )
+    if masking:
+        masking.check(images)  # `check` saw those that were there before the run
     pool = parse_pool(prompts, classes, images)
     negative, seed = recipe.prompts.negative, recipe.seed
     plan = make_plan(classes, images, recipe.generate, pool, backend, negative=negative, seed=seed, masks=masks)

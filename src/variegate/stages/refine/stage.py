@@ -15,10 +15,12 @@ from variegate.metadata import METADATA, write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import content_id
+from variegate.stages.refine.estimate import estimate
 from variegate.stages.refine.hybrid import WHERE
 from variegate.stages.refine.work import Refined, RefineSetup, RefineTask, RefineWorker
 from variegate.store import RunFolder, explained, sweep_temporary, synthetic_path
 
+__all__ = ["NAME", "check", "estimate", "found", "inputs", "intact", "run"]
 NAME = "refine"
 
 

@@ -303,7 +303,7 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     section, base = workshop.recipe.train, workshop.recipe.seed
     count = workshop.steps * section.batch
     real, synthetic = subset_of(arm, workshop)
-    order = real[mixing.real_order(len(real), count, np.random.default_rng(seed_from(base, "real-order", seed)))]
+    order = real[_real_order(real, count, workshop, np.random.default_rng(seed_from(base, "real-order", seed)))]
     if arm == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
     weights = np.zeros(len(workshop.synthetic), np.float64)
@@ -317,6 +317,13 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
         chances = mixing.chances(options.fraction, options.schedule, workshop.steps, section.batch)
         slots = mixing.mix(options.policy, order, pool, fraction=chances, num_real=len(real), rng=rng)
     return slots.shaped(workshop.steps, section.batch)
+
+
+def _real_order(real: np.ndarray, count: int, workshop: Workshop, rng: np.random.Generator) -> np.ndarray:
+    """`count` places among the arm's `real` images, as train.sample_by has them drawn."""
+    if workshop.recipe.train.sample_by == "image":
+        return mixing.real_order(len(real), count, rng)
+    return mixing.class_order(np.array([image.label for image in workshop.train], np.int64)[real], count, rng)
 
 
 def _pool_weights(workshop: Workshop) -> np.ndarray:

@@ -539,11 +539,14 @@ def test_sections_that_make_no_sense(section: dict, said: str) -> None:
         AdaptSection(**section)
 
 
-def test_masks_need_a_table(tiny_sd: Path) -> None:
+def test_masks_need_a_table_or_the_meadow(tiny_sd: Path) -> None:
     from variegate.errors import DataError
 
+    recipe = full(tiny_sd, mask="foreground", init="random")
+    stage.check(recipe, [])
+    digits = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"path": "builtin:digits"})})
     with pytest.raises(DataError, match=r"adapt\.mask: foreground needs a mask.*table with a mask column"):
-        stage.check(full(tiny_sd, mask="foreground"), [])
+        stage.check(digits, [])
 
 
 def test_a_class_balanced_run_sees_small_classes_as_often(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ HUES = {
 def test_habitats_have_their_colours(habitat):
     rng = np.random.default_rng(1)
     species = sample_starter_species(rng)
-    pictures = np.stack([draw_butterfly(species, sample_pose(rng, habitat), rng, 48) for _ in range(8)])
+    pictures = np.stack([draw_butterfly(species, sample_pose(rng, habitat), rng, 48)[0] for _ in range(8)])
     corners = pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(-1, 3) / 255
     hue, saturation, _ = colorsys.rgb_to_hsv(*np.median(corners, axis=0))
     if habitat in HUES:
@@ -190,3 +191,22 @@ def test_the_uncommon_test_set_shows_species_outside_their_own_habitat_and_nothi
     assert not pairs[0] & pairs[1]
     assert set(uncommon.habitats) == set(HABITATS)
     assert uncommon.class_names == train.class_names
+
+
+def test_a_mask_is_the_butterfly_and_nothing_else() -> None:
+    """Marks of another species of the genus change pixels inside the mask only: not the habitat, not the shadow."""
+    meadow = make_meadow(n_species=2, n_per_species=6, size_px=48)
+    assert meadow.masks.shape == (12, 48, 48) and meadow.masks.dtype == bool
+    assert all(0.05 < mask.mean() < 0.7 for mask in meadow.masks)
+    plain = meadow.species[0]
+    marked = replace(plain, margin_colour="white", margin_width="wide", band_colour="pink", band_place="outer")
+    for seed in range(6):
+        drawn = []
+        for species in (plain, marked):
+            rng = np.random.default_rng(seed)
+            drawn.append(draw_butterfly(species, sample_pose(rng, "sand"), rng, 48))
+        (one, mask), (two, same) = drawn
+        changed = np.abs(one.astype(int) - two).max(axis=2) > 40  # the rim of the mask is half wing, half habitat
+        assert (mask == same).all()
+        assert changed.sum() > 0.1 * mask.sum()
+        assert (changed & ~mask).sum() <= 0.03 * changed.sum()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from variegate.errors import DataError
-from variegate.images import load_squares
+from variegate.images import load_mask, load_squares
 from variegate.pipeline import Context, run_stages
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe
@@ -354,6 +354,11 @@ def test_the_meadow_is_drawn_into_the_run_folder(tmp_path):
     assert load_squares([Path(image.path) for image in images], 32).shape == (27, 32, 32, 3)
     _, _, again = run(recipe, tmp_path / "again")
     assert [image.id for image in again] == [image.id for image in images]
+    assert {image.split for image in images if image.mask} == {"train", "val"}
+    for image in images:
+        if image.mask:
+            mask = load_mask(Path(image.mask), 32)
+            assert 0.05 < mask.mean() < 0.7
 
 
 def test_a_finished_stage_is_redone_only_where_its_images_are_gone(tmp_path):

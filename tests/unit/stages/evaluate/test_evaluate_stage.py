@@ -247,3 +247,11 @@ def test_extra_test_sets_are_predicted_once_like_test(coloured_run) -> None:
     stage.run(context)
     found = json.loads(context.folder.path("results.json").read_text())
     assert [one["title"] for one in found["extra_tests"]] == ["odd"]
+
+
+def test_da_fusion_fault_result_rows_pile_up_when_trials_repeat(evaluated) -> None:
+    """Its list of rows is never emptied, so a second trial's file also holds the first one's, and the mean is of both."""
+    context, _, _ = evaluated(arms=["real"], seeds=2)
+    before = {name: context.folder.path(name).read_bytes() for name in (stage.RESULTS, stage.TABLE)}
+    stage.run(context)
+    assert {name: context.folder.path(name).read_bytes() for name in before} == before

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
 from variegate.images import encode_image, load_rgb, load_square
@@ -412,3 +414,19 @@ def test_the_estimate_counts_edits_and_sequences_as_they_are_drawn(tiny_sd: Path
             facts = SimpleNamespace(classes=folder.classes(), counts=lambda: {"train": dict.fromkeys(NAMES, 3)})
             found = stage.estimate(recipe, facts)
         assert found["unet_evaluations"] == summary["unet_evaluations"] and found["seconds"] > 0
+
+
+def test_da_fusion_fault_the_same_source_is_encoded_for_each_of_its_variants(
+    tiny_sd: Path, make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = DiffusionBackend.encode_sources
+
+    def counted(self: DiffusionBackend, pixels: np.ndarray, hidden: np.ndarray | None = None) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return encode(self, pixels, hidden)
+
+    monkeypatch.setattr(DiffusionBackend, "encode_sources", counted)
+    with make_run() as folder:
+        assert draw(folder, recipe_of(tiny_sd, method="real-aug", per_real=4))["drawn"] == 36
+    assert sum(encoded) == 9

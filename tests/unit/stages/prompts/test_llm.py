@@ -400,3 +400,13 @@ def test_plan_counts_requests_and_dollars_and_asks_nobody(drawing: Path, tmp_pat
         )}
     )  # fmt: skip
     assert estimate(kept, CLASSES)["llm_requests"] == 0
+
+
+def test_diagen_fault_a_kind_of_context_that_is_asked_like_another_or_not_at_all(ask: Callable[..., dict]) -> None:
+    """Its adjective mode asks the question for settings, and its uncommon settings have no question."""
+    with ChatServer() as server:
+        ask(endpoint=server.url, contexts=["usual", "uncommon", "under water", "behind glass"])
+    asked = {body["messages"][0]["content"] for body in server.requests if '"dog"' in body["messages"][0]["content"]}
+    assert len(asked) == 4
+    for words in ("hardly ever", "in this context: under water", "in this context: behind glass"):
+        assert sum(words in message for message in asked) == 1

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.import_utils import is_serve_available
 
 from variegate.errors import RecipeError, TaskFailed
 from variegate.pipeline import Context
@@ -132,3 +139,50 @@ def test_a_folder_that_holds_no_chat_model_is_refused_with_everything_that_is_mi
     assert "no safetensors" in str(caught.value) and "no chat template" in str(caught.value)
     with pytest.raises(RecipeError, match="cannot be loaded"):
         LocalModel(chat, "cpu")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """transformers' own server with a chat model in a folder: (endpoint, folder). It needs transformers[serving]."""
+    if not is_serve_available():
+        pytest.skip("transformers[serving] is not installed")
+    folder = build_chat(tmp_path / "chat", says=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            yield await_server(server, port, tmp_path / "server.log"), folder
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def await_server(server: subprocess.Popen, port: int, log: Path, seconds: float = 240.0) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return f"http://127.0.0.1:{port}/v1"
+        time.sleep(0.5)
+    raise AssertionError(f"the server did not start (exit {server.poll()}): {log.read_text()[-2000:]}")
+
+
+@pytest.mark.timeout(300)
+def test_transformers_own_server_writes_the_prompts(drawing: Path, served: tuple[str, Path], tmp_path: Path) -> None:
+    endpoint, chat = served
+    recipe = recipe_for(drawing, chat, local=None, endpoint=endpoint, model=str(chat), key_env=None, parallel=1)
+    check(recipe, CLASSES, 2, 0, tmp_path)
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.put_dataset(CLASSES, [])
+        run(Context(recipe, folder, QuietReporter()))
+        rows = [json.loads(line) for line in folder.path("prompts/prompts.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [
+        "a photo of a red car in snow",
+        "a muddy car at dusk",
+        "a fresh carrot on a board",
+        "an old carrot in the rain",
+    ]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tiny_models import clip_folder, transformers_clip_folder  # noqa: F401 - fixtures
+from tiny_models import clip_folder, tiny_sd, transformers_clip_folder  # noqa: F401 - fixtures
 
 from variegate.pipeline import Context
 from variegate.store import RunFolder, drawn_path, synthetic_path

@@ -88,3 +88,14 @@ def test_scales_hold_their_values(values: list[float | None]) -> None:
     assert 2 <= len(scale.ticks) <= 9
     for value in values:
         assert value is None or scale.low - 1e-9 <= value <= scale.high + 1e-9
+
+
+def test_warnings_of_every_stage_are_shown_those_of_prompts_too(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        stages = ("dataset", "adapt", "prompts", "generate", "curate", "train")
+        for stage in stages:
+            folder.finish_stage(stage, "k", 1.0, {"line": "", "warnings": [f"{stage} has a doubt"]})
+        summary = summarize(folder)
+        assert summary.warnings == tuple(f"{stage} has a doubt" for stage in stages)
+        assert "prompts has a doubt" in html.render_html(summary, {})
+        assert "prompts has a doubt" in html.render_markdown(summary)

@@ -311,3 +311,31 @@ def test_large_sets_are_memory_mapped_with_the_same_pixels(coloured_run) -> None
     assert (other == held[::-1]).all()
     data = fitting.LabelledImages(mapped, np.zeros((len(mapped), 3), np.float32))
     assert dataclasses.replace(data).pixels is mapped
+
+
+@pytest.mark.parametrize("policy", ["pool", "concat"])
+def test_dasdiff_fault_concat_resets_gamma_and_kappa(coloured_run, policy: str) -> None:
+    """Its base class overwrites both when concatenating: always 1. Ours labels alike whatever the policy."""
+    label = {"gamma": 0.3, "kappa": 0.8, "smoothing": 0.0}
+    context = coloured_run(train={"mixing": {"policy": policy}, "label": label}, evaluate={"seeds": 1})
+    with context.folder.transaction() as db:  # every drawn image moved here from the class after its own
+        sources = {image.label: image.id for image in context.folder.real_images("train")}
+        rows = [(sources[(target + 1) % 3], target) for target in range(3)]
+        db.executemany("UPDATE plan SET source = ? WHERE target = ?", rows)
+    found = stage._open_workshop(context.recipe, context.folder).data.synthetic.targets
+    share = 0.5**0.3  # drawn at strength 0.5
+    assert sorted(found[0].tolist()) == pytest.approx([0.0, 0.8 * (1 - share), 0.8 * share], abs=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["pool", "replace", "concat"])
+def test_rare_classes_are_shown_as_often_as_others_when_asked(coloured_run, policy: str) -> None:
+    context = coloured_run(train={"sample_by": "class", "batch": 200, "mixing": {"policy": policy}})
+    with context.folder.transaction() as db:
+        rare = [image.id for image in context.folder.real_images("train") if image.label == 2][1:]
+        db.executemany("DELETE FROM real WHERE id = ?", [(image_id,) for image_id in rare])
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    labels = np.array([image.label for image in workshop.train])
+    for arm in ("real", "real+synthetic"):
+        slots = stage.slots_of(arm, 0, workshop)
+        shown = np.bincount(labels[slots.index[~slots.is_synthetic]]) / (~slots.is_synthetic).sum()
+        assert shown == pytest.approx([1 / 3] * 3, abs=0.04)
