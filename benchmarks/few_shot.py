@@ -23,7 +23,7 @@ from shelf import Shelf
 
 from variegate.api import run, settle
 from variegate.records import content_id
-from variegate.stages.evaluate.compare import paired_interval
+from variegate.statistics import paired_interval
 
 
 def accuracies(options: argparse.Namespace, wanted: str, root: Path) -> list[float]:

@@ -177,20 +177,31 @@ def _all_at_once(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old."""
+    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old.
+
+    More arms or seeds than before are no difference: they add to what is there.
+    """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
     if path.exists() and begun:
         old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         changed = difference(old, recipe.model_dump(mode="json"))
-        if changed:
+        if not changed:
+            return
+        if not extends(Recipe.model_validate(old), recipe):
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
             problems = [Problem(str(folder.root), f"was made by another recipe: {line}") for line in changed]
             problems[-1] = replace(problems[-1], remedy=remedy)
             raise RunFolderError(problems)
-        return
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
+
+
+def extends(old: Recipe, new: Recipe) -> bool:
+    """Whether a recipe asks for all that another one did, and for more arms or seeds of it at most."""
+    same = new.model_copy(update={"evaluate": old.evaluate}) == old
+    arms = set(map(repr, old.evaluate.arms)) <= set(map(repr, new.evaluate.arms))
+    return same and arms and old.evaluate.seeds <= new.evaluate.seeds
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from variegate.stages.evaluate.compare import Interval, in_words, paired_interval, two_way_interval, verdict
+from variegate.statistics import Interval, in_words, paired_interval, two_way_interval, verdict
 
 
 def correctness(rng: np.random.Generator, gain: float, num_seeds: int, num_images: int) -> np.ndarray:
