@@ -21,7 +21,9 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shapes import SHAPES, build
 
@@ -75,6 +77,59 @@ def plain_loop(
     return len(images) / (time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What the generate stage drew from real images, and how fast."""
+
+    images: list[tuple[Path, str]]  # the real image and the prompt of each
+    summary: dict[str, Any]
+    images_per_second: float  # with everything the stage does once
+    chunk_images_per_second: float
+
+
+def by_stage(
+    out: Path, model: str, count: int, *, steps: int, strength: float, guidance: float, overrides: Sequence[str] = ()
+) -> Drawn:
+    """Variants of four real images by the generate stage, in a new run folder."""
+    from variegate.pipeline import Context, run_stages
+    from variegate.progress import QuietReporter
+    from variegate.recipe_file import load_recipe
+    from variegate.stages.generate import stage
+    from variegate.store import RunFolder
+
+    keys = [
+        f"backend.model={json.dumps(model)}",
+        f"backend.steps={steps}",
+        f"backend.guidance_scale={guidance}",
+        "backend.scheduler=model",
+        f"generate.strength={strength}",
+        f"generate.per_class={count // 4}",
+        "dataset.meadow.n_species=4",
+        "dataset.meadow.n_val=1",
+        "dataset.meadow.n_test=1",
+        *overrides,
+    ]
+    with RunFolder.create(out) as run:
+        context = Context(load_recipe("real-guidance", keys), run, QuietReporter())
+        run_stages(context, "prompts")
+        start = time.perf_counter()
+        summary = stage.run(context)
+        seconds = time.perf_counter() - start
+        sources = {image.id: image.path for image in run.real_images("train")}
+        images = [(Path(sources[image.source]), image.prompt) for image in run.synthetic_images()]
+    return Drawn(images, summary, summary["drawn"] / seconds, summary["drawn"] / summary["chunk_seconds"])
+
+
+def quiet_libraries() -> None:
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
 def is_edit(folder: Path) -> bool:
     from variegate.backends.folder import read_model
 
@@ -92,52 +147,24 @@ def free_device(device: str) -> None:
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
-    import diffusers
-    import transformers
-
     from variegate.backends.folder import find_model
-    from variegate.pipeline import Context, run_stages
-    from variegate.progress import QuietReporter
-    from variegate.recipe_file import load_recipe
-    from variegate.stages.generate import stage
-    from variegate.store import RunFolder
 
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
-    overrides = [
-        f"backend.model={json.dumps(arguments.model)}",
-        f"backend.steps={arguments.steps}",
-        f"backend.guidance_scale={arguments.guidance}",
-        f"backend.device={arguments.device}",
-        "backend.scheduler=model",
-        f"generate.strength={arguments.strength}",
-        f"generate.per_class={arguments.images // 4}",
-        "dataset.meadow.n_species=4",
-        "dataset.meadow.n_val=1",
-        "dataset.meadow.n_test=1",
-        *(["generate.method=edit"] if is_edit(find_model(arguments.model)) else []),
-        *arguments.set,
-    ]
-    recipe = load_recipe("real-guidance", overrides)
+    quiet_libraries()
     folder = find_model(arguments.model)
+    extra = [*(["generate.method=edit"] if is_edit(folder) else []), *arguments.set]
     plain, ours, chunks = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for turn in range(arguments.turns):
-            with RunFolder.create(Path(temporary, f"run-{turn}")) as run:
-                context = Context(recipe, run, QuietReporter())
-                run_stages(context, "prompts")
-                start = time.perf_counter()
-                summary = stage.run(context)
-                ours.append(summary["drawn"] / (time.perf_counter() - start))
-                chunks.append(summary["drawn"] / summary["chunk_seconds"])
-                drawn = run.synthetic_images()[: arguments.plain_images]
-                sources = {image.id: image.path for image in run.real_images("train")}
-                images = [(Path(sources[image.source]), image.prompt) for image in drawn]
+            stage = by_stage(
+                Path(temporary, f"run-{turn}"), arguments.model, arguments.images,
+                steps=arguments.steps, strength=arguments.strength, guidance=arguments.guidance,
+                overrides=[f"backend.device={arguments.device}", *extra],
+            )  # fmt: skip
+            ours.append(stage.images_per_second)
+            chunks.append(stage.chunk_images_per_second)
             plain.append(
                 plain_loop(
-                    folder, images, Path(temporary, f"plain-{turn}"),
+                    folder, stage.images[: arguments.plain_images], Path(temporary, f"plain-{turn}"),
                     device=arguments.device, steps=arguments.steps, strength=arguments.strength, guidance=arguments.guidance,
                 )
             )  # fmt: skip
@@ -145,7 +172,7 @@ def main(given: Sequence[str] | None = None) -> None:
             print(
                 f"turn {turn + 1}: plain loop {plain[-1]:.2f} images/s, stage {ours[-1]:.2f} images/s, {ours[-1] / plain[-1]:.1f}x"
             )
-    report(arguments, max(plain), max(ours), max(chunks), summary)
+    report(arguments, max(plain), max(ours), max(chunks), stage.summary)
 
 
 def report(arguments: argparse.Namespace, plain: float, ours: float, chunks: float, summary: dict) -> None:

@@ -32,12 +32,20 @@ def last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_few_shot_of_one_draw_has_means_without_intervals(last_line) -> None:
     recipes = ["--recipe", "none", "--recipe", "none train.augment=randaugment", "--recipe", "real-mix"]
     found = last_line("few_shot.py", "--draws", "1", "--shots", "2", *recipes, *SMALL)["recipes"]
-    assert found["none"].keys() == {"mean", "low", "high", "draws"}  # nothing drawn, nothing gained
+    assert found["none"]["accuracy"].keys() == {"mean", "low", "high", "draws"}  # nothing drawn, nothing gained
+    assert (found["none"]["images"], found["real-mix"]["images"]) == (0, 2)
+    assert found["real-mix"]["seconds"]["draw"] > 0 == found["real-mix"]["seconds"]["adapt"]
     for baseline in ("none", "none train.augment=randaugment"):
-        gain = found["real-mix"][f"gain over {baseline}"]
-        assert (
-            gain["mean"] == pytest.approx(found["real-mix"]["mean"] - found[baseline]["mean"]) and gain["low"] is None
-        )
+        gain = found["real-mix"]["accuracy"][f"gain over {baseline}"]
+        difference = found["real-mix"]["accuracy"]["mean"] - found[baseline]["accuracy"]["mean"]
+        assert gain["mean"] == pytest.approx(difference) and gain["low"] is None
+
+
+def test_few_shot_tells_rare_classes_and_strange_habitats_apart(last_line) -> None:
+    meadow = ["dataset.imbalance=2", "dataset.meadow.habitat_bias=1.0", "dataset.meadow.uncommon_test=true"]
+    keys = [*meadow, "evaluate.shot_bounds=[2,2]"]
+    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", "--recipe", "none", *SMALL, *keys)["recipes"]
+    assert {"accuracy", "few-shot", "uncommon context"} <= found["none"].keys()
 
 
 def test_few_shot_recipes_share_an_adapter_and_kept_runs_are_taken(last_line, tmp_path: Path) -> None:
@@ -45,11 +53,12 @@ def test_few_shot_recipes_share_an_adapter_and_kept_runs_are_taken(last_line, tm
     recipes = ["--recipe", "none", "--recipe", "diff-aug", "--recipe", "diff-mix"]
     arguments = ["--draws", "2", "--shots", "2", "--keep", str(tmp_path), *recipes, *keys]
     found = last_line("few_shot.py", *arguments)["recipes"]
-    assert found["diff-aug"]["gain over none"]["low"] is not None
+    assert found["diff-aug"]["accuracy"]["gain over none"]["low"] is not None
+    assert found["diff-aug"]["seconds"]["adapt"] > 0
     adapters = sorted((tmp_path / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
     assert len(adapters) == 2  # one a draw
     written = [path.stat().st_mtime_ns for path in adapters]
-    assert last_line("few_shot.py", *arguments)["recipes"] == found
+    assert last_line("few_shot.py", *arguments)["recipes"] == found  # seconds too: nothing was done again
     assert [path.stat().st_mtime_ns for path in adapters] == written
 
 
@@ -64,6 +73,13 @@ def test_drawing_speed_of_a_shape_is_measured_and_its_folder_used_again(last_lin
     written = (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     last_line("draw.py", *arguments, "--turns", "1", "--steps", "2", "--strength", "0.5")
     assert (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
+
+
+def test_one_step_is_measured_against_diff_mix_s_setting(last_line) -> None:
+    found = last_line("one_step.py", "--images", "16", "--plain-images", "1", "--turns", "1")
+    assert found["ratio_to_plain"] == pytest.approx(
+        found["one_step_images_per_second"] / found["plain_images_per_second"], abs=0.1
+    )
 
 
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:

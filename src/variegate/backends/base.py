@@ -23,7 +23,7 @@ from variegate.backends.devices import (
     resolve_dtype,
     this_machine,
 )
-from variegate.backends.folder import Kind, ModelFacts, find_model, find_unet, model_fingerprint, read_model
+from variegate.backends.folder import OWN, Kind, ModelFacts, find_model, find_unet, model_fingerprint, read_model
 from variegate.errors import ModelError, Problem
 from variegate.recipe import BackendSection, Recipe
 from variegate.records import content_id
@@ -143,6 +143,15 @@ def check_model(recipe: Recipe) -> ModelFacts:
     if problems:
         raise ModelError(problems)
     return facts
+
+
+def strange_data(recipe: Recipe) -> list[str]:
+    """That the package's own models know one kind of image, where the data are of another."""
+    adapts, draws = recipe.adapt.method != "none", recipe.generate.method != "none"
+    if not (adapts or draws) or recipe.backend.model not in OWN or recipe.dataset.path.startswith("builtin:meadow"):
+        return []
+    text = f"{recipe.backend.model} has seen drawn butterflies and nothing else, and these data are something else"
+    return [f"{text}; a gain needs a model that knows such images: --set backend.model=FOLDER_OR_ID"]
 
 
 def kind_problems(recipe: Recipe, kind: Kind) -> list[Problem]:

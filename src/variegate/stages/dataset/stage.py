@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from variegate.backends.base import strange_data
 from variegate.images import read_content
 from variegate.pipeline import Context
 from variegate.progress import Reporter
@@ -31,7 +32,12 @@ _listed: dict[Any, Listing] = {}  # the last check's hf: listing; another one ma
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """The dataset section, the seed, and every image in use: changed bytes, labels, splits and notes are noticed."""
     images = _facts(recipe, _listing(recipe)).identity()
-    return {"dataset": recipe.dataset.model_dump(mode="json"), "seed": recipe.seed, "images": images}
+    return {
+        "dataset": recipe.dataset.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "images": images,
+        "strange": strange_data(recipe),
+    }
 
 
 def check(recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
@@ -48,12 +54,13 @@ def run(context: Context) -> dict[str, Any]:
     context.folder.write(SPLITS_FILE, splits)
     context.folder.put_artefact(NAME, "splits", SPLITS_FILE)
     context.folder.put_dataset(facts.classes, images)
-    for warning in facts.warnings:
+    warnings = [*facts.warnings, *strange_data(context.recipe)]
+    for warning in warnings:
         context.reporter.line(f"{NAME}: warning: {warning}")
     return {
         "line": facts.line(),
         "counts": facts.counts(),
-        "warnings": list(facts.warnings),
+        "warnings": warnings,
         "duplicates": [
             {"kept": list(one.kept), "left_out": list(one.left_out), "class_names": list(one.class_names)}
             for one in facts.duplicates[:MAX_LISTED]

@@ -12,7 +12,7 @@ from typing import Any
 from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
 from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, with_adapter
 from variegate.backends.devices import resolve_device
-from variegate.backends.folder import OWN, model_fingerprint, read_model
+from variegate.backends.folder import model_fingerprint, read_model
 from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
 from variegate.metadata import write_metadata
@@ -60,9 +60,6 @@ def run(context: Context) -> dict[str, Any]:
     with explained(context.folder.root):
         for part in ("synthetic", "drawn", CACHE):  # a worker may have been killed where this process was not
             sweep_temporary(context.folder.root / part)
-    warnings = _strange_data(context.recipe)
-    for warning in warnings:
-        context.reporter.line(f"generate: {warning}")
     spec = prepare(context)
     start = time.monotonic()
     drawn = draw_pending(context, spec)
@@ -70,15 +67,7 @@ def run(context: Context) -> dict[str, Any]:
     if not context.recipe.refine:
         label = context.recipe.train.label
         write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa)
-    return {**summarise(context.folder, spec, drawn, seconds), "warnings": warnings}
-
-
-def _strange_data(recipe: Recipe) -> list[str]:
-    """That the package's own models know one kind of image, where the data are of another."""
-    if recipe.backend.model not in OWN or recipe.dataset.path.startswith("builtin:meadow"):
-        return []
-    text = f"{recipe.backend.model} has seen drawn butterflies and nothing else, and these data are something else"
-    return [f"{text}; a gain needs a model that knows such images: --set backend.model=FOLDER_OR_ID"]
+    return summarise(context.folder, spec, drawn, seconds)
 
 
 def intact(context: Context) -> bool:
