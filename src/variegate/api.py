@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variegate.errors import Problem, RunFolderError, UserError
 from variegate.pipeline import Context, run_stages
@@ -21,6 +21,9 @@ from variegate.progress import EventLog, QuietReporter, Reporter
 from variegate.recipe import Recipe
 from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
 from variegate.store import RunFolder
+
+if TYPE_CHECKING:
+    from variegate.comparison.run import Comparison
 
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
 
@@ -79,6 +82,46 @@ def run(
         results = _results(root) if "evaluate" in summaries else None
     verdict = results["verdict"] if results else list(summaries.values())[-1]["line"]
     return RunResult(root, verdict, results, summaries)
+
+
+def compare(
+    data: str | os.PathLike[str] | None = None,
+    recipes: Iterable[str | os.PathLike[str]] = ("variegate",),
+    *,
+    draws: int = 5,
+    seeds: int = 1,
+    shots: Iterable[int] = (),
+    out: str | os.PathLike[str] | None = None,
+    pool: str | os.PathLike[str] | None = None,
+    curves: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    overrides: Iterable[str] = (),
+    workers: int = 1,
+    reporter_class: type[QuietReporter] = QuietReporter,
+) -> Comparison:
+    """Compare recipes with each other and with what needs no drawing, on the same draws and seeds; see docs/compare.md.
+
+    A draw is one choice of the training images (the recipe's seed); `shots` are training images a class, each compared apart.
+    `pool` are images to retrieve from, `curves` are [RECIPE:]KEY=V,V strings measured on validation images, `skip` names arms
+    to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. Raises UserError
+    (with every problem found) before anything slow, TaskFailed when a piece of the work fails.
+    """
+    from variegate.comparison.run import compare as run_comparison
+
+    return run_comparison(
+        None if data is None else os.fspath(data),
+        [os.fspath(recipe) for recipe in recipes],
+        draws=draws,
+        seeds=seeds,
+        shots=tuple(shots),
+        out=None if out is None else Path(out),
+        pool=None if pool is None else os.fspath(pool),
+        curves=tuple(curves),
+        skip=tuple(skip),
+        overrides=tuple(overrides),
+        workers=workers,
+        reporter_class=reporter_class,
+    )
 
 
 def is_helper() -> bool:
