@@ -106,11 +106,12 @@ def compare(
     to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. Raises UserError
     (with every problem found) before anything slow, TaskFailed when a piece of the work fails.
     """
+    from variegate.comparison.asked import Asked
     from variegate.comparison.run import compare as run_comparison
 
-    return run_comparison(
-        None if data is None else os.fspath(data),
-        [os.fspath(recipe) for recipe in recipes],
+    asked = Asked(
+        data=None if data is None else os.fspath(data),
+        recipes=tuple(os.fspath(recipe) for recipe in recipes),
         draws=draws,
         seeds=seeds,
         shots=tuple(shots),
@@ -119,9 +120,8 @@ def compare(
         curves=tuple(curves),
         skip=tuple(skip),
         overrides=tuple(overrides),
-        workers=workers,
-        reporter_class=reporter_class,
     )
+    return run_comparison(asked, workers=workers, reporter_class=reporter_class)
 
 
 def is_helper() -> bool:

@@ -203,7 +203,9 @@ def compare(
     shots: Annotated[
         str, typer.Option(metavar="K,K", help="Training images a class, each compared apart [default: the recipe's].")
     ] = "",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: runs/NAME-compare].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: runs/NAME-compare].")
+    ] = None,
     pool: Annotated[
         str | None, typer.Option(metavar="FOLDER|DATA", help="Images to retrieve from, as another baseline.")
     ] = None,
@@ -256,7 +258,9 @@ def _numbers(option: str, text: str) -> list[int]:
     words = _words(text)
     wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) < 1]
     if wrong:
-        raise UserError(Problem(f"{option} {text}", f"{wrong[0]!r} is no number of images", f"for example {option} 5,20"))
+        raise UserError(
+            Problem(f"{option} {text}", f"{wrong[0]!r} is no number of images", f"for example {option} 5,20")
+        )
     return sorted({int(word) for word in words})
 
 

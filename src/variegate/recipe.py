@@ -582,7 +582,13 @@ class TrainSection(Section):
 
 
 Images = Literal["real", "real+synthetic", "synthetic"]
-SAME_FOR_ALL_ARMS = ("steps", "epochs", "batch", "evaluations", "pools")  # else an arm would see more, or choose oftener
+SAME_FOR_ALL_ARMS = (
+    "steps",
+    "epochs",
+    "batch",
+    "evaluations",
+    "pools",
+)  # else an arm would see more, or choose oftener
 
 
 class ArmSection(Section):
@@ -629,7 +635,10 @@ def written_out(arm: Images | ArmSection) -> ArmSection:
 class EvaluateSection(Section):
     """The comparison at the end of a run."""
 
-    arms: list[Arm] = ["real", "real+synthetic"]  # real, real+synthetic, synthetic, or {name:, images:, copies:, train:}
+    arms: list[Arm] = [
+        "real",
+        "real+synthetic",
+    ]  # real, real+synthetic, synthetic, or {name:, images:, copies:, train:}
     seeds: int = Field(3, ge=1, le=1000)
     shot_bounds: tuple[int, int] = (20, 100)  # real images of a medium class; fewer: few-shot, more: many-shot
 

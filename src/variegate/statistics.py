@@ -25,7 +25,9 @@ class Interval:
     mean: float
     low: float
     high: float
-    detectable: float  # about the smallest true difference from 0 that would be seen 4 times in 5; see Estimate.interval
+    detectable: (
+        float  # about the smallest true difference from 0 that would be seen 4 times in 5; see Estimate.interval
+    )
     num_seeds: int
 
     @property
@@ -158,8 +160,19 @@ def verdict(interval: Interval, what: str = "seed", *, corrected: float | None =
     only = "; one seed says nothing of other seeds" if what == "seed" and interval.num_seeds == 1 else ""
     if interval.is_zero_inside or (corrected is not None and corrected > 1.0 - LEVEL):
         why = "" if interval.is_zero_inside else f" after correction for {tests} methods"
-        return f"no difference seen{why}: {words}; could have seen about {_points(interval.detectable)} points{only}"
+        return f"no difference seen{why}: {words}; {could_have_seen(interval.detectable, what)}{only}"
     return f"{'helps' if interval.mean > 0 else 'hurts'}: {words}{only}"
+
+
+def could_have_seen(detectable: float, what: str = "seed") -> str:
+    """The smallest effect in words.
+
+    >>> could_have_seen(0.024), could_have_seen(1.4, "draw")
+    ('could have seen about 2.4 points', 'so few draws could have shown no difference at all')
+    """
+    if detectable >= 1.0:
+        return f"so few {what}s could have shown no difference at all"
+    return f"could have seen about {_points(detectable)} points"
 
 
 def _points(fraction: float) -> str:

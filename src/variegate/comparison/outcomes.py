@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from variegate.comparison.shelf import peak_memory
 from variegate.recipe import ArmSection
 from variegate.records import RealImage
 from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome
@@ -38,7 +39,12 @@ class Outcome:
 
 
 def read_outcome(
-    root: Path, arm: ArmSection, seeds: int, lesson: Mapping[str, Any] | None, *, test: Sequence[RealImage] | None = None
+    root: Path,
+    arm: ArmSection,
+    seeds: int,
+    lesson: Mapping[str, Any] | None,
+    *,
+    test: Sequence[RealImage] | None = None,
 ) -> Outcome:
     """One arm of a finished run; `lesson` is the cost of its adapter.
 
@@ -82,15 +88,21 @@ def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, A
     """Seconds by stage; drawing counts all chunks where it was interrupted, training every seed of this arm."""
     said = {name: folder.stage(name) for name in (*STAGES, "generate", "train")}
     done = {name: found for name, found in said.items() if found}
-    trained = sum(task["seconds"] for task in done["train"][1]["tasks"] if (task["arm"], task["seed"] < seeds) == (arm.name, True))
+    tasks = [task for task in done["train"][1]["tasks"] if task["arm"] == arm.name and task["seed"] < seeds]
+    trained = sum(task["seconds"] for task in tasks)
     if not arm.has_synthetic:
-        return {"seconds": {"train": trained}, "unet_evaluations": 0}
+        return {"seconds": {"train": trained}, "unet_evaluations": 0, "peak_memory_mb": peak_memory([done["train"][1]])}
     _, drawing, seconds = done["generate"]
     whole = drawing.get("drawn_now") == drawing["drawn"]
     adapt = lesson["seconds"] if lesson else 0.0
     parts = {"adapt": adapt, "draw": seconds if whole else drawing.get("chunk_seconds", 0.0)}
     parts |= {name: done[name][2] for name in STAGES if name in done}
-    return {"seconds": {**parts, "train": trained}, "unet_evaluations": drawing["unet_evaluations"]}
+    peaks = [lesson["peak_memory_mb"] if lesson else None, peak_memory(found[1] for found in done.values())]
+    return {
+        "seconds": {**parts, "train": trained},
+        "unet_evaluations": drawing["unet_evaluations"],
+        "peak_memory_mb": max((peak for peak in peaks if peak is not None), default=None),
+    }
 
 
 def _shown(folder: RunFolder) -> tuple[dict[str, Any], ...]:
@@ -102,7 +114,8 @@ def _shown(folder: RunFolder) -> tuple[dict[str, Any], ...]:
     rows = []
     for label in spread(sorted(made), SHOWN_CLASSES):
         images = spread(made[label], SHOWN_IMAGES)
-        source = next((one for one in real if one.id == images[0].source or images[0].source is None and one.label == label), None)
+        first = images[0].source
+        source = next((one for one in real if one.id == first or first is None and one.label == label), None)
         rows.append(
             {
                 "class": classes[label].name,

@@ -80,7 +80,10 @@ def disagreements(entries: Sequence[Entry]) -> list[Problem]:
 def _common(recipe: Recipe) -> dict[str, Any]:
     """What all recipes of a comparison share."""
     train = recipe.train.model_dump(exclude=set(OWN_KEYS))
-    return {"dataset": recipe.dataset.model_dump(), "train": train | {"label": {"smoothing": recipe.train.label.smoothing}}}
+    return {
+        "dataset": recipe.dataset.model_dump(),
+        "train": train | {"label": {"smoothing": recipe.train.label.smoothing}},
+    }
 
 
 def baseline(plain: Recipe, first: Recipe) -> Recipe:

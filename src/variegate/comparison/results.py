@@ -10,7 +10,16 @@ import numpy as np
 from variegate.comparison.outcomes import Outcome
 from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
 from variegate.stages.evaluate.results import WEIGHTS
-from variegate.statistics import Estimate, bootstrap_interval, holm, in_words, over_draws, two_way, verdict
+from variegate.statistics import (
+    Estimate,
+    bootstrap_interval,
+    could_have_seen,
+    holm,
+    in_words,
+    over_draws,
+    two_way,
+    verdict,
+)
 
 SCHEMA = 1
 Found = Mapping[str, Sequence[Outcome]]  # by method, in the order of draws
@@ -30,8 +39,9 @@ def compare_methods(found: Found, baseline: str, names: Sequence[str]) -> dict[s
     """The paired differences of `names` to a baseline, Holm-corrected together; by method, an entry of `against`."""
     entries: dict[str, dict[str, Any]] = {name: {"baseline": baseline} for name in names}
     for weights in WEIGHTS:
+        theirs = [one.correct[weights] for one in found[baseline]]
         gaps = {
-            name: [mine.correct[weights] - theirs.correct[weights] for mine, theirs in zip(found[name], found[baseline], strict=True)]
+            name: [mine.correct[weights] - other for mine, other in zip(found[name], theirs, strict=True)]
             for name in names
         }
         estimates = {name: estimate(values) for name, values in gaps.items()}
@@ -63,16 +73,19 @@ def _difference(gaps: Sequence[np.ndarray], found: Estimate, corrected: float, t
 def summarise(layout: Layout, found: Found, best: str | None, num_draws: int) -> dict[str, Any]:
     """One entry of `shots`: its methods with accuracies, differences and costs, and the answer in words."""
     own = [method for method in layout.methods if not method.same_as and method.kind != "curve"]
-    names = [method.name for method in own]
-    baselines = [name for name in (REAL, DUPLICATED, best) if name in names]
-    against = {base: compare_methods(found, base, [n for n in names if n != base]) for base in dict.fromkeys(baselines)}
+    names = [method.name for method in own if method.name != REAL]
+    against = {REAL: compare_methods(found, REAL, names)}
+    made = [method.name for method in own if method.kind not in ("real", "classic", "duplicated")]
+    for base in (DUPLICATED, best):
+        if base in names and made:  # what makes images has to beat these, not the other way round
+            against[base] = compare_methods(found, base, made)
     methods = []
     for method in layout.methods:
         if method.kind == "curve":
             continue
         source = method.same_as or method.name
         entry = _method(method, found[source], layout)
-        entry["against"] = [against[base][source] for base in against if source != base]
+        entry["against"] = [entries[source] for entries in against.values() if source in entries]
         entry["cost"] |= _worth(entry)
         methods.append(entry)
     return {"best_classic": best, "methods": methods, "verdict": answer(methods, best, num_draws)}
@@ -117,15 +130,17 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Means over draws."""
     parts = list(dict.fromkeys(key for one in outcomes for key in one.cost["seconds"]))
     seconds = {key: float(np.mean([one.cost["seconds"].get(key, 0.0) for one in outcomes])) for key in parts}
-    images = {
-        key: float(np.mean([(one.synthetic or {"drawn": 0, "kept": 0})[key] for one in outcomes])) for key in ("drawn", "kept")
-    }
+    none = {"drawn": 0, "kept": 0}
+    images = {key: float(np.mean([(one.synthetic or none)[key] for one in outcomes])) for key in none}
     return {
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
         "images_drawn": images["drawn"],
         "images_kept": images["kept"],
         "unet_evaluations": float(np.mean([one.cost["unet_evaluations"] for one in outcomes])),
+        "peak_memory_mb": max(
+            (peak for one in outcomes if (peak := one.cost["peak_memory_mb"]) is not None), default=None
+        ),
     }
 
 
@@ -172,8 +187,8 @@ def answer(methods: Sequence[Mapping[str, Any]], best: str | None, num_draws: in
     if winners:
         first, gain = max(winners, key=lambda one: one[1]["difference"])
         return f"{first['method']} beats {label}: {gain['words']}.{caution}"
-    seen = [gain["detectable"] for _, gain in candidates]
-    limit = f"; a gain of about {100 * min(seen):.1f} points could have been seen" if seen else ""
+    unit = "draw" if num_draws > 1 else "seed"
+    limit = f"; {could_have_seen(min(gain['detectable'] for _, gain in candidates), unit)}" if candidates else ""
     classic = next((m for m in methods if m["method"] == best), None)
     gain = _gain(classic, REAL) if classic and best != REAL else None
     none = f"No recipe was seen to beat {label}{limit}." if candidates else ""

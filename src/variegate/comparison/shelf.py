@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,17 @@ class Shelf:
         return self.root / lesson
 
     def cost(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Seconds of the lesson; None where the recipe learns none, or has not yet."""
+        """Seconds and peak memory of the lesson; None where the recipe learns none, or has not yet."""
         folder = self.folder(recipe)
         if folder is None or not (folder / "run.db").is_file():
             return None
         with RunFolder.read(folder) as opened:
             done = opened.stage("adapt")
-        return {"seconds": done[2], "line": done[1]["line"]} if done else None
+        return {"seconds": done[2], "peak_memory_mb": peak_memory([done[1]])} if done else None
+
+
+def peak_memory(summaries: Iterable[Mapping[str, Any]]) -> float | None:
+    """The most that any of these stages took, on the host or on a GPU, in MB; None where none of them tells."""
+    keys = ("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb")
+    told = [said["cost"].get(key) for said in summaries if said.get("cost") for key in keys]
+    return max((value for value in told if value is not None), default=None)

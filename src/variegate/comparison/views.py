@@ -207,4 +207,8 @@ def pictures(folder: Path, found: Mapping[str, Any]) -> dict[str, str]:
 
 def shown_methods(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Methods whose images are shown: one for each set of images."""
-    return [m for m in part["methods"] if m["shown"] and not m["same_as"] and m["kind"] != "combined" and m["method"] != REAL]
+    return [
+        m
+        for m in part["methods"]
+        if m["shown"] and not m["same_as"] and m["kind"] != "combined" and m["method"] != REAL
+    ]

@@ -62,7 +62,8 @@ def curves(
     below = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     anchors = ["start", *["middle"] * (len(x.ticks) - 2), "end"]
     steps = [
-        below.format(x.at(tick), HEIGHT_PX + 36, anchor, write_x(tick)) for tick, anchor in zip(x.ticks, anchors, strict=True)
+        below.format(x.at(tick), HEIGHT_PX + 36, anchor, write_x(tick))
+        for tick, anchor in zip(x.ticks, anchors, strict=True)
     ]
     plot = Markup(
         '<svg y="20" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none" overflow="visible">'
