@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from variegate.errors import Problem
-from variegate.recipe import ArmSection, Recipe, TrainSection, overlaid
+from variegate.recipe import SAME_FOR_ALL_ARMS, ArmSection, Recipe, TrainSection, overlaid
 from variegate.recipe_file import difference
 from variegate.records import content_id
 from variegate.stages.generate.counts import images_per_class, round_half_up
@@ -270,4 +270,6 @@ def parse_curve(text: str, names: Sequence[str]) -> Curve | Problem:
         return Problem(where, f"{recipe!r} is none of --recipes", f"they are {', '.join(names)}")
     if key.startswith(("evaluate.", "dataset.shots")) or key == "seed":
         return Problem(where, f"{key} is part of the comparison itself", "use --seeds, --draws or --shots")
+    if key.removeprefix("train.") in SAME_FOR_ALL_ARMS:
+        return Problem(where, f"{key} is the same for every arm of a comparison", "compare twice, with --set")
     return Curve(recipe or names[0], key.strip(), values)

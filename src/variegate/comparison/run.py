@@ -14,7 +14,7 @@ from variegate.comparison import outcomes, plan, results, retrieval, views
 from variegate.comparison.asked import Asked, Wanted, settle_all
 from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layout, Method
 from variegate.comparison.shelf import Shelf
-from variegate.errors import Problem, RunFolderError, UserError
+from variegate.errors import DataError, Problem, RunFolderError, UserError
 from variegate.files import write_atomic
 from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection, Recipe
@@ -92,32 +92,34 @@ def _refuse_changes(folder: Path, wanted: Wanted) -> None:
 
 
 def _check_all(wanted: Wanted, reporter_class: type[QuietReporter]) -> dict[int | None, list[int]]:
-    """Data of every draw and everything every recipe needs; returns training images of each class by shots."""
-    from variegate.stages.dataset.stage import check as check_data
-
-    counts: dict[int | None, list[int]] = {}
+    """Data of every draw, then everything every recipe needs; returns training images of each class by shots."""
+    counts = {shots: _check_data(wanted, shots, reporter_class()) for shots in wanted.shots}
     problems: list[Problem] = []
     for shots in wanted.shots:
-        base = plan.settled(
-            wanted.base, [ArmSection(name=REAL, images="real")], draw=0, shots=shots, seeds=wanted.asked.seeds
-        )
-        for draw in range(wanted.asked.draws):
-            facts = check_data(base.model_copy(update={"seed": draw}), reporter_class())
-            trained = facts.counts()["train"]
-            counts.setdefault(shots, list(trained.values()))
-            few = {name: count for name, count in trained.items() if shots and count < shots}
-            if few and base.dataset.imbalance is None:
-                problems.append(_too_few(few, shots or 0))
-                break
-        for entry in (Entry(REAL, wanted.base), *wanted.entries) if not problems else ():
-            label, recipe, arm = plan.place(entry, wanted.base)
+        for entry in (Entry(REAL, wanted.base), *wanted.entries):
+            _, recipe, arm = plan.place(entry, wanted.base)
             try:
-                check(plan.settled(recipe, [arm], draw=0, shots=shots, seeds=wanted.asked.seeds), reporter_class())
+                check(plan.settled(recipe, [arm], draw=0, shots=shots, seeds=1), reporter_class())
             except UserError as exc:
                 problems += [replace(one, where=f"{entry.name}: {one.where}") for one in exc.problems]
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     return counts
+
+
+def _check_data(wanted: Wanted, shots: int | None, reporter: QuietReporter) -> list[int]:
+    """Training images of each class; raises DataError where a draw has fewer than `shots` of one, or cannot be made."""
+    from variegate.stages.dataset.stage import check as check_data
+
+    first: list[int] = []
+    for draw in range(wanted.asked.draws):
+        plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
+        trained = check_data(plain, reporter).counts()["train"]
+        few = {name: count for name, count in trained.items() if shots and count < shots}
+        if few and plain.dataset.imbalance is None:
+            raise DataError(_too_few(few, shots or 0))
+        first = first or list(trained.values())
+    return first
 
 
 def _too_few(few: dict[str, int], shots: int) -> Problem:

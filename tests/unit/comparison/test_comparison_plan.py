@@ -137,6 +137,7 @@ def test_curves_are_read_or_refused() -> None:
         "generate.per_real=2",
         "b:generate.per_real=2,4",
         "evaluate.seeds=1,2",
+        "train.steps=5,9",
         "seed=1,2",
     ):
         assert isinstance(parse_curve(text, ["a"]), Problem), text
