@@ -12,10 +12,12 @@ import numpy as np
 
 from variegate.comparison.shelf import peak_memory
 from variegate.recipe import ArmSection
+from variegate.recipe_file import load_recipe
 from variegate.records import RealImage
 from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome
 from variegate.stages.evaluate.stage import read_seeds
 from variegate.stages.report.gallery import spread
+from variegate.stages.train.pools import with_pools
 from variegate.store import RunFolder
 
 SHOWN_CLASSES, SHOWN_IMAGES = 3, 5  # of a method's images on the page
@@ -59,7 +61,7 @@ def read_outcome(
             correct={weights: found.correct(weights, labels) for weights in WEIGHTS},
             val={weights: tuple(seed.val_accuracy[weights] for seed in found.seeds) for weights in WEIGHTS},
             cost=_cost(folder, arm, seeds, lesson),
-            synthetic={key: results["synthetic"][key] for key in ("drawn", "kept")} if arm.has_synthetic else None,
+            synthetic=_counts(folder, results) if arm.has_synthetic else None,
             shown=_shown(folder) if arm.has_synthetic else (),
             warnings=tuple(results["warnings"]),
         )
@@ -82,6 +84,12 @@ def test_images(root: Path) -> list[RealImage]:
 def counts_of(root: Path) -> dict[str, list[int]]:
     """Real images of each class in train, val and test."""
     return json.loads((root / "results.json").read_text(encoding="utf-8"))["counts"]
+
+
+def _counts(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, int]:
+    """Images drawn and kept; those of pools, such as retrieved ones, were drawn by nobody here."""
+    pools = load_recipe(str(folder.root / "recipe.yaml")).train.pools
+    return {"drawn": results["synthetic"]["drawn"], "kept": len(with_pools(folder.synthetic_images(), pools))}
 
 
 def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, Any] | None) -> dict[str, Any]:
