@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shelf import Shelf
-
 from variegate.api import run, settle
+from variegate.comparison.shelf import Shelf
+from variegate.recipe import Recipe, overlaid
 from variegate.records import content_id
-from variegate.stages.evaluate.compare import paired_interval
+from variegate.statistics import paired_interval
 from variegate.store import RunFolder
 
 
@@ -48,12 +48,12 @@ def runs(options: argparse.Namespace, wanted: str, root: Path) -> list[Draw]:
         keys = [f"seed={draw}", f"dataset.shots={options.shots}", f"evaluate.seeds={options.seeds}"]
         keys += [*options.overrides, *own]
         start = time.perf_counter()
-        taken = Shelf(root / "adapters").keys(options.data, recipe, keys)
-        arm = settle(options.data, recipe, keys).evaluate.arms[-1]
+        settled, shelf = settle(options.data, recipe, keys), Shelf(root / "adapters")
+        lesson, taught = shelf.folder(settled), shelf.taught(settled).model_dump()
+        alone = overlaid(taught, {"evaluate": {"arms": taught["evaluate"]["arms"][-1:]}})
         out = root / f"{recipe}-{content_id(own, options.overrides)[:6]}" / str(draw)
-        results = run(options.data, recipe, out, overrides=[*keys, *taken, f"evaluate.arms=[{arm}]"]).results
+        results = run(None, Recipe.model_validate(alone), out).results
         assert results is not None, "run ends with evaluate"
-        lesson = Path(taken[-1].partition("=")[2]).parent if taken else None
         found.append(Draw(measures_of(results, options.split), results["synthetic"]["kept"], seconds_of(out, lesson)))
         accuracy = 100 * found[-1].measures["accuracy"]
         print(f"{wanted}, draw {draw}: {accuracy:.1f} % in {time.perf_counter() - start:.0f} s", flush=True)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variegate.errors import Problem, RunFolderError, UserError
 from variegate.pipeline import Context, run_stages
@@ -21,6 +21,9 @@ from variegate.progress import EventLog, QuietReporter, Reporter
 from variegate.recipe import Recipe
 from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
 from variegate.store import RunFolder
+
+if TYPE_CHECKING:
+    from variegate.comparison.run import Comparison
 
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
 
@@ -79,6 +82,46 @@ def run(
         results = _results(root) if "evaluate" in summaries else None
     verdict = results["verdict"] if results else list(summaries.values())[-1]["line"]
     return RunResult(root, verdict, results, summaries)
+
+
+def compare(
+    data: str | os.PathLike[str] | None = None,
+    recipes: Iterable[str | os.PathLike[str]] = ("variegate",),
+    *,
+    draws: int = 5,
+    seeds: int = 1,
+    shots: Iterable[int] = (),
+    out: str | os.PathLike[str] | None = None,
+    pool: str | os.PathLike[str] | None = None,
+    curves: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    overrides: Iterable[str] = (),
+    workers: int = 1,
+    reporter_class: type[QuietReporter] = QuietReporter,
+) -> Comparison:
+    """Compare recipes with each other and with what needs no drawing, on the same draws and seeds; see docs/compare.md.
+
+    A draw is one choice of the training images (the recipe's seed); `shots` are training images a class, each compared apart.
+    `pool` are images to retrieve from, `curves` are [RECIPE:]KEY=V,V strings measured on validation images, `skip` names arms
+    to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. Raises UserError
+    (with every problem found) before anything slow, TaskFailed when a piece of the work fails.
+    """
+    from variegate.comparison.asked import Asked
+    from variegate.comparison.run import compare as run_comparison
+
+    asked = Asked(
+        data=None if data is None else os.fspath(data),
+        recipes=tuple(os.fspath(recipe) for recipe in recipes),
+        draws=draws,
+        seeds=seeds,
+        shots=tuple(shots),
+        out=None if out is None else Path(out),
+        pool=None if pool is None else os.fspath(pool),
+        curves=tuple(curves),
+        skip=tuple(skip),
+        overrides=tuple(overrides),
+    )
+    return run_comparison(asked, workers=workers, reporter_class=reporter_class)
 
 
 def is_helper() -> bool:
@@ -177,20 +220,31 @@ def _all_at_once(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old."""
+    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old.
+
+    More arms or seeds than before are no difference: they add to what is there.
+    """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
     if path.exists() and begun:
         old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         changed = difference(old, recipe.model_dump(mode="json"))
-        if changed:
+        if not changed:
+            return
+        if not extends(Recipe.model_validate(old), recipe):
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
             problems = [Problem(str(folder.root), f"was made by another recipe: {line}") for line in changed]
             problems[-1] = replace(problems[-1], remedy=remedy)
             raise RunFolderError(problems)
-        return
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
+
+
+def extends(old: Recipe, new: Recipe) -> bool:
+    """Whether a recipe asks for all that another one did, and for more arms or seeds of it at most."""
+    same = new.model_copy(update={"evaluate": old.evaluate}) == old
+    arms = set(map(repr, old.evaluate.arms)) <= set(map(repr, new.evaluate.arms))
+    return same and arms and old.evaluate.seeds <= new.evaluate.seeds
 
 
 def environment() -> dict[str, Any]:

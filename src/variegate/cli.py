@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from variegate.errors import TaskFailed, UserError, VariegateError
+from variegate.errors import Problem, TaskFailed, UserError, VariegateError
 
 EXAMPLES = """\b
 Examples:
@@ -196,6 +196,78 @@ def _shown(value: Any) -> str:
 
 
 @app.command()
+def compare(
+    data: Data = None,
+    recipes: Annotated[
+        str, typer.Option("--recipes", "-r", metavar="A,B,...", help="Shipped recipes or YAML files, with commas.")
+    ] = "variegate",
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Choices of the training images.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Classifiers of each method and draw.")] = 1,
+    shots: Annotated[
+        str, typer.Option(metavar="K,K", help="Training images a class, each compared apart [default: the recipe's].")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="[default: runs/NAME-compare].")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="FOLDER|DATA", help="Images to retrieve from, as another baseline.")
+    ] = None,
+    curves: Annotated[
+        list[str] | None,
+        typer.Option("--curve", metavar="[RECIPE:]KEY=V,V", help="A recipe at several values, on validation images."),
+    ] = None,
+    skip: Annotated[
+        str,
+        typer.Option(
+            metavar="ARM,ARM",
+            help="Leave out: randaugment, trivialaugment, mixup, cutmix, duplicated, text-only, best-classic.",
+        ),
+    ] = "",
+    overrides: Set = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Compare recipes with each other and with what needs no drawing, paired, with intervals. Run again to add to it."""
+    from variegate.api import compare
+    from variegate.progress import TerminalReporter
+
+    found = compare(
+        data,
+        _words(recipes),
+        draws=draws,
+        seeds=seeds,
+        shots=_numbers("--shots", shots),
+        out=out,
+        pool=pool,
+        curves=curves or (),
+        skip=_words(skip),
+        overrides=overrides or (),
+        workers=workers,
+        reporter_class=TerminalReporter,
+    )
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), "results": found.results}, ensure_ascii=False, indent=1))
+        return
+    print(f"report: {found.folder / 'report.html'}")
+    print(found.verdict)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers above 0, each once, rising."""
+    words = _words(text)
+    wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) < 1]
+    if wrong:
+        raise UserError(
+            Problem(f"{option} {text}", f"{wrong[0]!r} is no number of images", f"for example {option} 5,20")
+        )
+    return sorted({int(word) for word in words})
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write report.html, report.md and summary.json of a run again."""
     from variegate.stages.report.stage import write_report
@@ -277,7 +349,7 @@ def recipes_cp(
     name: Annotated[str, typer.Argument(metavar="NAME")], file: Annotated[Path, typer.Argument(metavar="FILE")]
 ) -> None:
     """Copy a recipe to a file of your own; never overwrites."""
-    from variegate.errors import Problem, RecipeError
+    from variegate.errors import RecipeError
     from variegate.recipe_file import find_recipe
 
     text = find_recipe(name).read_bytes()

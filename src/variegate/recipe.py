@@ -6,11 +6,23 @@ What needs the data or the model (class counts, one-step models) is checked by t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from variegate.records import arm_folder
 from variegate.templates import slot_problems
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -32,6 +44,13 @@ CLASS_SLOTS = ("name", "description")  # what a text may say of a class alone
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Says of a mapping that its keys are those of another section."""
+
+    section: type[Section]
 
 
 class BackendSection(Section):
@@ -568,10 +587,64 @@ class TrainSection(Section):
         return self.ldam.scale if self.loss == "ldam" else None
 
 
+Images = Literal["real", "real+synthetic", "synthetic"]
+SAME_FOR_ALL_ARMS = (
+    "steps",
+    "epochs",
+    "batch",
+    "evaluations",
+    "pools",
+)  # else an arm would see more, or choose oftener
+
+
+class ArmSection(Section):
+    """One training set to compare, and how the classifier learns from it where that is not as in `train`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._ -]{0,79}$")
+    images: Images
+    copies: int = Field(0, ge=0)  # images real: every one of them so many times more, as many as a method would draw
+    train: Annotated[dict[str, Any], Overrides(TrainSection)] = {}  # keys of train that differ here
+
+    @model_validator(mode="after")
+    def _fair(self) -> ArmSection:
+        if self.copies and self.images != "real":
+            raise ValueError(f"copies are of real images and images is {self.images}; set images: real")
+        fixed = [key for key in SAME_FOR_ALL_ARMS if key in self.train]
+        if fixed:
+            raise ValueError(f"train.{fixed[0]} is the same for every arm of a run; set it in train")
+        return self
+
+    @property
+    def has_synthetic(self) -> bool:
+        return "synthetic" in self.images
+
+    @property
+    def folder(self) -> str:
+        return arm_folder(self.name)
+
+
+def _kind_of_arm(value: Any) -> str:
+    return "ArmSection" if isinstance(value, dict | ArmSection) else "str"
+
+
+Arm = Annotated[
+    Annotated[Images, Tag("str")] | Annotated[ArmSection, Tag("ArmSection")],
+    Discriminator(_kind_of_arm),
+]
+
+
+def written_out(arm: Images | ArmSection) -> ArmSection:
+    """An arm as a mapping; a bare name is the kind of its images as well."""
+    return ArmSection(name=arm, images=arm) if isinstance(arm, str) else arm
+
+
 class EvaluateSection(Section):
     """The comparison at the end of a run."""
 
-    arms: list[Literal["real", "real+synthetic", "synthetic"]] = ["real", "real+synthetic"]
+    arms: list[Arm] = [
+        "real",
+        "real+synthetic",
+    ]  # real, real+synthetic, synthetic, or {name:, images:, copies:, train:}
     seeds: int = Field(3, ge=1, le=1000)
     shot_bounds: tuple[int, int] = (20, 100)  # real images of a medium class; fewer: few-shot, more: many-shot
 
@@ -584,9 +657,15 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _unique(self) -> EvaluateSection:
-        if not self.arms or len(set(self.arms)) < len(self.arms):
-            raise ValueError(f"arms must be a list of different names, got {self.arms}")
+        names = [arm.name for arm in self.arm_sections]
+        if not names or len({arm.folder for arm in self.arm_sections}) < len(names):
+            raise ValueError(f"arms must be a list of different names, got {names}")
         return self
+
+    @property
+    def arm_sections(self) -> tuple[ArmSection, ...]:
+        """Every arm as a mapping."""
+        return tuple(map(written_out, self.arms))
 
 
 class Recipe(Section):
@@ -609,24 +688,58 @@ class Recipe(Section):
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
         _check_refine_use(self.refine, method)
-        synthetic = [arm for arm in self.evaluate.arms if "synthetic" in arm]
+        arms = self.evaluate.arm_sections
+        synthetic = [arm.name for arm in arms if arm.has_synthetic]
         if method == "none" and synthetic and not self.train.pools:
             raise ValueError(f"evaluate.arms has {synthetic[0]} but generate.method is none; set arms: [real]")
-        if self.train.mix == "cmo" and "synthetic" in synthetic:
-            raise ValueError(
-                "train.mix cmo pastes patches of real images, so the arm synthetic would not be of synthetic images alone; "
-                "take it out of evaluate.arms, or use cutmix"
-            )
         if self.train.pools and not synthetic:
             raise ValueError(
                 "train.pools adds synthetic images and no arm of evaluate.arms uses any; add real+synthetic"
             )
-        if method.endswith("-gen") and self.train.mixing.policy == "replace" and "real+synthetic" in synthetic:
-            raise ValueError(
-                f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "
-                "draws from text alone; use pool or concat"
-            )
+        for place, arm in enumerate(arms):
+            _check_arm(arm, _train_of(self.train, arm, place), method)
         return self
+
+    def train_of(self, arm: ArmSection) -> TrainSection:
+        """How the classifier of an arm learns."""
+        return _train_of(self.train, arm) if arm.train else self.train
+
+
+def _train_of(base: TrainSection, arm: ArmSection, place: int = 0) -> TrainSection:
+    """`train` with the arm's own keys laid over it; raises ValidationError naming the key of the arm at `place`."""
+    try:
+        return TrainSection.model_validate(overlaid(base.model_dump(), arm.train))
+    except ValidationError as exc:
+        errors = [{**error, "loc": ("evaluate", "arms", place, "train", *error["loc"])} for error in exc.errors()]
+        raise ValidationError.from_exception_data("Recipe", errors) from exc  # type: ignore[arg-type]
+
+
+def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with some of its values replaced.
+
+    >>> overlaid({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    result = dict(values)
+    for key, value in changes.items():
+        inner = result.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = overlaid(inner, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _check_arm(arm: ArmSection, train: TrainSection, method: Strategy) -> None:
+    """A way of training and the images it would be given."""
+    if train.mix == "cmo" and arm.images == "synthetic":
+        raise ValueError(
+            f"train.mix cmo pastes patches of real images, so the arm {arm.name} would not be of synthetic images alone; "
+            "take it out of evaluate.arms, or use cutmix"
+        )
+    if method.endswith("-gen") and train.mixing.policy == "replace" and arm.images == "real+synthetic":
+        raise ValueError(
+            f"train.mixing.policy replace swaps a real image for one made from it and generate.method {method} "
+            "draws from text alone; use pool or concat"
+        )
 
 
 def _check_adapter_use(adapt: AdaptSection, generate: GenerateSection) -> None:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from variegate.errors import Problem, RecipeError
-from variegate.recipe import Recipe, Section
+from variegate.recipe import Overrides, Recipe, Section
 
 RECIPES = Path(__file__).parent / "recipes"
 MAX_RECIPE_BYTES = 1_000_000
@@ -242,7 +242,7 @@ def _quoted(text: str) -> list[str]:
 
 def _is_union_branch(part: Any) -> bool:
     return isinstance(part, str) and (
-        part in {"float", "int", "str", "bool"} or part.startswith(("list[", "constrained"))
+        part in {"float", "int", "str", "bool", "ArmSection"} or part.startswith(("list[", "constrained"))
     )
 
 
@@ -259,12 +259,16 @@ def _keys_at(path: list[str]) -> list[str]:
         tagged = [
             model for model in models if any(get_args(f.annotation) == (part,) for f in model.model_fields.values())
         ]
-        models = tagged or _sections(
-            [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        )
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = tagged or _sections([kind for field in fields for kind in (field.annotation, *_overridden(field))])
         if not models:
             return []
     return list(models[0].model_fields)
+
+
+def _overridden(field: Any) -> list[type[Section]]:
+    """The section whose keys a mapping may have."""
+    return [mark.section for mark in field.metadata if isinstance(mark, Overrides)]
 
 
 def _sections(annotations: Iterable[Any]) -> list[type[Section]]:

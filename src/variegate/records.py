@@ -99,6 +99,15 @@ class SyntheticImage:
     original_share: float = 0.0  # of the picture that refine gave back to the source's own pixels
 
 
+def arm_folder(name: str) -> str:
+    """Where the classifiers of an arm are, relative to the run folder.
+
+    >>> arm_folder("real+synthetic")
+    'train/real-synthetic'
+    """
+    return f"train/{name.replace('+', '-').replace(' ', '-')}"
+
+
 def extra_tests(splits: Iterable[Split]) -> list[Split]:
     """The extra test sets among splits, sorted.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from variegate.records import ClassInfo, RealImage, SyntheticImage, extra_tests
 from variegate.stages.evaluate import metrics
-from variegate.stages.evaluate.compare import Interval, in_words, two_way_interval, verdict
+from variegate.statistics import Interval, in_words, two_way_interval, verdict
 
 SCHEMA = 1
 DIGITS = 6
@@ -255,7 +255,7 @@ def _sentence(entry: Mapping[str, Any], reached: Mapping[str, str]) -> str:
     """One comparison in words, with what both arms reached."""
     arm, baseline = entry["arm"], entry["baseline"]
     opening, _, rest = str(entry["verdict"]).partition(": ")
-    subject = "Synthetic images alone" if arm == "synthetic" else "Synthetic images"
+    subject = {"synthetic": "Synthetic images alone", "real+synthetic": "Synthetic images"}.get(arm, arm)
     if opening == "no difference seen":
         return f"No difference seen between {baseline} ({reached[baseline]}) and {arm} ({reached[arm]}): {rest}."
     verb = "helped" if opening == "helps" else "hurt"

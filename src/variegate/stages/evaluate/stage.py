@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from variegate import __version__
 from variegate.errors import DataError, Problem
 from variegate.pipeline import STAGES, Context
-from variegate.recipe import Recipe
+from variegate.recipe import ArmSection, Recipe
 from variegate.records import RealImage, extra_tests
 from variegate.stages.evaluate import metrics, results
 from variegate.stages.evaluate.results import ArmOutcome, SeedOutcome, TestSet
@@ -62,14 +63,21 @@ def _read_test(folder: RunFolder, recipe: Recipe, split: str, shots: dict[str, l
         text = f"there are {len(images)} {split} images; an interval needs at least 2"
         raise DataError(Problem(NAME, text, "add some" if split == "test" else f"add some, or take {split} out"))
     arms = [
-        ArmOutcome(arm, tuple(_read_seed(folder, arm, seed, split, images) for seed in range(recipe.evaluate.seeds)))
-        for arm in recipe.evaluate.arms
+        ArmOutcome(arm.name, read_seeds(folder, arm, range(recipe.evaluate.seeds), split, images))
+        for arm in recipe.evaluate.arm_sections
     ]
     return TestSet(split, images, arms, shots)
 
 
-def _read_seed(folder: RunFolder, arm: str, seed: int, split: str, test: list[RealImage]) -> SeedOutcome:
-    home = folder.path(f"train/{arm.replace('+', '-')}/seed-{seed}")
+def read_seeds(
+    folder: RunFolder, arm: ArmSection, seeds: Iterable[int], split: str, test: Sequence[RealImage]
+) -> tuple[SeedOutcome, ...]:
+    """What an arm's classifiers said of the images `test`; raises DataError where they were shown others."""
+    return tuple(_read_seed(folder, arm, seed, split, test) for seed in seeds)
+
+
+def _read_seed(folder: RunFolder, arm: ArmSection, seed: int, split: str, test: Sequence[RealImage]) -> SeedOutcome:
+    home = folder.path(f"{arm.folder}/seed-{seed}")
     closing = json.loads((home / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     table = pq.read_table(home / "predictions.parquet")
     val_accuracy: dict[str, float | None] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,13 +28,13 @@ NO_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\N{REPLAC
 
 def render_html(summary: Summary, thumbnails: Mapping[str, str]) -> str:
     """The whole page; `thumbnails` maps image ids to data URIs, an id without one gets an empty frame."""
-    page = _environment(html=True).get_template("page.html.j2")
+    page = template_environment(html=True).get_template("page.html.j2")
     return page.render(s=summary, thumbnails=thumbnails, positions={arm.name: arm.position for arm in summary.arms})
 
 
 def render_markdown(summary: Summary) -> str:
     """The numbers without images, for a terminal or a pull request."""
-    text = _environment(html=False).get_template("report.md.j2").render(s=summary)
+    text = template_environment(html=False).get_template("report.md.j2").render(s=summary)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -130,9 +130,10 @@ def _visible(value: object) -> object:
     return value if isinstance(value, Markup) or not isinstance(value, str) else value.translate(NO_CONTROLS)
 
 
-def _environment(*, html: bool) -> Environment:
+def template_environment(*, html: bool, folders: Sequence[Path] = ()) -> Environment:
+    """Templates of the report, and those of `folders` before them, with the words and charts they use."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,

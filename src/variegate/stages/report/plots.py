@@ -42,9 +42,15 @@ def heatmap(shares: Sequence[Sequence[float]], names: Sequence[str], position: i
 
 
 def curves(
-    lines: Sequence[tuple[int, bool, Points]], x: Scale, y: Scale, *, write: Callable[[float], str], label: str
+    lines: Sequence[tuple[int, bool, Points]],
+    x: Scale,
+    y: Scale,
+    *,
+    write: Callable[[float], str],
+    label: str,
+    write_x: Callable[[float], str] = lambda value: f"{value:,.0f}",
 ) -> Markup:
-    """Lines over training steps: (arm position, mean or single seed, points). Means are thick."""
+    """Lines over training steps, or other numbers: (arm position, mean or single seed, points). Means are thick."""
     line = Markup('<polyline class="curve arm-{} {}" points="{}"/>')
     paths = [
         line.format(look(position), "mean" if mean else "one", _path(points, x, y)) for position, mean, points in lines
@@ -53,10 +59,11 @@ def curves(
     grid = [across.format(y=round(1000 - 1000 * y.share(tick))) for tick in y.ticks]
     left = Markup('<text x="0" y="{:.1f}">{}</text>')
     values = [left.format(HEIGHT_PX * (1 - y.share(tick)) + 16, write(tick)) for tick in y.ticks]
-    below = Markup('<text x="{}" y="{}" text-anchor="{}">{:,.0f}</text>')
+    below = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     anchors = ["start", *["middle"] * (len(x.ticks) - 2), "end"]
     steps = [
-        below.format(x.at(tick), HEIGHT_PX + 36, anchor, tick) for tick, anchor in zip(x.ticks, anchors, strict=True)
+        below.format(x.at(tick), HEIGHT_PX + 36, anchor, write_x(tick))
+        for tick, anchor in zip(x.ticks, anchors, strict=True)
     ]
     plot = Markup(
         '<svg y="20" width="100%" height="{}" viewBox="0 0 1000 1000" preserveAspectRatio="none" overflow="visible">'

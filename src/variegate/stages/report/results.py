@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from variegate.records import arm_folder
 from variegate.stages.report.contents import (
     Arm,
     Cell,
@@ -142,7 +143,7 @@ def read_curves(root: Path, arms: Sequence[Arm]) -> tuple[Curve, ...]:
     curves = []
     for arm in arms:
         for seed in arm.seeds:
-            path = root / "train" / arm.name.replace("+", "-") / f"seed-{seed.seed}" / "log.jsonl"
+            path = root / arm_folder(arm.name) / f"seed-{seed.seed}" / "log.jsonl"
             if path.is_file():
                 lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
                 curves.append(Curve(arm.name, seed.seed, thin(_column(lines, "loss")), _column(lines, "val_accuracy")))

@@ -43,7 +43,7 @@ from variegate.errors import DataError, ModelError, Problem, TaskFailed, Variega
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.progress import Bar
-from variegate.recipe import Recipe, TrainSection
+from variegate.recipe import ArmSection, Recipe, TrainSection
 from variegate.records import ClassInfo, RealImage, SyntheticImage, content_id, extra_tests, seed_from
 from variegate.stages.train import feature_space
 from variegate.stages.train.cache import ImageFile, load_images
@@ -69,13 +69,13 @@ FEATURE_SPACE = "train/feature-space.json"
 class Task:
     """One classifier to train."""
 
-    arm: str
+    arm: ArmSection
     seed: int
     key: str  # changes when the outcome may
 
     @property
     def folder(self) -> str:
-        return f"train/{self.arm.replace('+', '-')}/seed-{self.seed}"
+        return f"{self.arm.folder}/seed-{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +87,16 @@ class Workshop:
     train: list[RealImage]
     held_out: dict[str, list[RealImage]]  # val, test and extra test sets
     synthetic: list[SyntheticImage]
-    data: FitData
-    pixels: dict[str, np.ndarray]  # of held_out
+    pixels: dict[str, np.ndarray]  # of real and synthetic training images and of held_out
     compute: Compute
     steps: int
-    weights_sha256: str  # of train.pretrained's file
+    weights_sha256: dict[str, str]  # by arm, of train.pretrained's file
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """What trained classifiers depend on besides the data and the synthetic images."""
     keys = {"train": recipe.train.model_dump(), "evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed}
-    return keys | {"weights": _weights_sha256(recipe.train)}
+    return keys | {"weights": [_weights_sha256(recipe.train_of(arm)) for arm in recipe.evaluate.arm_sections]}
 
 
 def found(context: Context) -> str:
@@ -111,15 +110,20 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collectio
 
     Raises DataError for pools that cannot be added to data of these `classes` with these held-out images (SHA-256).
     """
-    problems = check_model_name(recipe.train.model, recipe.train.pretrained)
-    if not problems and recipe.train.cosine_scale is not None:
-        problems = check_cosine_head(recipe.train.model)
+    sections = [recipe.train_of(arm) for arm in recipe.evaluate.arm_sections]
+    problems = list(dict.fromkeys(problem for section in sections for problem in _model_problems(section)))
     if problems:
         raise ModelError(problems)
     problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
     if problems:
         raise DataError(problems)
-    check_parts(recipe.train, recipe.dataset.size_px)
+    for section in sections:
+        check_parts(section, recipe.dataset.size_px)
+
+
+def _model_problems(section: TrainSection) -> list[Problem]:
+    problems = check_model_name(section.model, section.pretrained)
+    return problems or (check_cosine_head(section.model) if section.cosine_scale is not None else [])
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -127,8 +131,9 @@ def run(context: Context) -> dict[str, Any]:
     recipe, folder = context.recipe, context.folder
     check(recipe)
     workshop = _open_workshop(recipe, folder)
-    subset = {arm: tuple(len(chosen) for chosen in subset_of(arm, workshop)) for arm in recipe.evaluate.arms}
-    tasks = [_task(arm, seed, workshop) for seed in range(recipe.evaluate.seeds) for arm in recipe.evaluate.arms]
+    arms = recipe.evaluate.arm_sections
+    subset = {arm.name: tuple(len(chosen) for chosen in subset_of(arm, workshop)) for arm in arms}
+    tasks = [_task(arm, seed, workshop) for seed in range(recipe.evaluate.seeds) for arm in arms]
     finished = [task for task in tasks if _is_finished(task, folder)]
     total = workshop.steps * len(tasks)
     with context.reporter.bar("training", total, unit="steps", done=workshop.steps * len(finished)) as bar:
@@ -138,7 +143,7 @@ def run(context: Context) -> dict[str, Any]:
                 continue
             with _named(task, folder):
                 _run_task(task, workshop, folder, bar)
-            context.reporter.event("task-done", stage=NAME, arm=task.arm, seed=task.seed)
+            context.reporter.event("task-done", stage=NAME, arm=task.arm.name, seed=task.seed)
     _draw_feature_space(tasks, workshop, folder)
     return _summary(tasks, subset, workshop, folder)
 
@@ -159,15 +164,8 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     problems = _problems(recipe, train, held_out["test"], synthetic if _uses_synthetic(recipe) else None)
     if problems:
         raise DataError(problems)
-    pixels = {split: _real_pixels(recipe, folder, images) for split, images in held_out.items()}
-    options = recipe.train.label
-    soft = labels.soft_targets(synthetic, len(names), gamma=options.gamma, kappa=options.kappa)
-    hard = labels.one_hot([image.label for image in train], len(names))
-    data = FitData(
-        real=LabelledImages(_real_pixels(recipe, folder, train), labels.smooth(hard, options.smoothing)),
-        synthetic=LabelledImages(_synthetic_pixels(recipe, folder, synthetic), labels.smooth(soft, options.smoothing)),
-        val=LabelledImages(pixels["val"], labels.one_hot([image.label for image in held_out["val"]], len(names))),
-    )
+    pixels = {split: _real_pixels(recipe, folder, images) for split, images in {"train": train, **held_out}.items()}
+    pixels["synthetic"] = _synthetic_pixels(recipe, folder, synthetic)
     section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
     return Workshop(
@@ -176,11 +174,22 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         train=train,
         held_out=held_out,
         synthetic=synthetic,
-        data=data,
         pixels=pixels,
         compute=choose_compute(recipe.backend.device),
         steps=steps,
-        weights_sha256=_weights_sha256(section),
+        weights_sha256={arm.name: _weights_sha256(recipe.train_of(arm)) for arm in recipe.evaluate.arm_sections},
+    )
+
+
+def fit_data(section: TrainSection, workshop: Workshop) -> FitData:
+    """What an arm may see, with the labels that its own section asks for."""
+    options, pixels, count = section.label, workshop.pixels, len(workshop.class_names)
+    soft = labels.soft_targets(workshop.synthetic, count, gamma=options.gamma, kappa=options.kappa)
+    hard = labels.one_hot([image.label for image in workshop.train], count)
+    return FitData(
+        real=LabelledImages(pixels["train"], labels.smooth(hard, options.smoothing)),
+        synthetic=LabelledImages(pixels["synthetic"], labels.smooth(soft, options.smoothing)),
+        val=LabelledImages(pixels["val"], labels.one_hot([i.label for i in workshop.held_out["val"]], count)),
     )
 
 
@@ -198,7 +207,10 @@ def _problems(
     if not usable:
         text = "an arm uses synthetic images and not one was kept"
         problems.append(Problem("train", text, "loosen curate, draw more, or set evaluate.arms to [real]"))
-    elif recipe.train.mixing.policy == "replace" and "real+synthetic" in recipe.evaluate.arms:
+    elif any(
+        arm.images == "real+synthetic" and recipe.train_of(arm).mixing.policy == "replace"
+        for arm in recipe.evaluate.arm_sections
+    ):
         known = {image.id for image in train}
         if not any(image.source in known for image in usable):
             text = "replace swaps a real image for one made from it, and these were drawn from text alone"
@@ -225,17 +237,18 @@ def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.nda
     return load_images(files, section.size_px, section.fit, section.max_megapixels, cache=folder.path("cache"))
 
 
-def _task(arm: str, seed: int, workshop: Workshop) -> Task:
+def _task(arm: ArmSection, seed: int, workshop: Workshop) -> Task:
     recipe = workshop.recipe
     real = [(i.id, i.sha256, i.label) for split in (workshop.train, *workshop.held_out.values()) for i in split]
-    synthetic = [] if arm == "real" else [(i.id, i.weight) for i in workshop.synthetic]
-    size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train
-    settings = (__version__, recipe.seed, section.model_dump(), workshop.weights_sha256, size, workshop.class_names)
-    return Task(arm, seed, content_id(arm, seed, settings, real, synthetic))
+    synthetic = [(i.id, i.weight) for i in workshop.synthetic] if arm.has_synthetic else []
+    size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train_of(arm)
+    weights = workshop.weights_sha256[arm.name]
+    settings = (__version__, recipe.seed, section.model_dump(), weights, size, workshop.class_names)
+    return Task(arm, seed, content_id(arm.images, arm.copies, seed, settings, real, synthetic))
 
 
 def _uses_synthetic(recipe: Recipe) -> bool:
-    return any("synthetic" in arm for arm in recipe.evaluate.arms)
+    return any(arm.has_synthetic for arm in recipe.evaluate.arm_sections)
 
 
 def _weights_sha256(section: TrainSection) -> str:
@@ -265,12 +278,12 @@ def _named(task: Task, folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as exc:
         log = folder.write(f"logs/{task.folder.replace('/', '-')}.log", traceback.format_exc())
-        raise TaskFailed(f"{NAME} {task.arm} seed {task.seed}", str(exc) or type(exc).__name__, str(log)) from exc
+        raise TaskFailed(f"{NAME} {task.arm.name} seed {task.seed}", str(exc) or type(exc).__name__, str(log)) from exc
 
 
 def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> None:
     start = time.monotonic()
-    section = workshop.recipe.train
+    section = workshop.recipe.train_of(task.arm)
     classifier = build_model(
         section.model,
         num_classes=len(workshop.class_names),
@@ -285,7 +298,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         bar.advance(resume.step)
     fitted = fit(
         classifier,
-        workshop.data,
+        fit_data(section, workshop),
         slots_of(task.arm, task.seed, workshop),
         settings_of(section, seed_from(workshop.recipe.seed, "steps", task.seed)),
         workshop.compute,
@@ -298,19 +311,20 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
     checkpoint.unlink(missing_ok=True)
 
 
-def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
+def slots_of(arm: ArmSection, seed: int, workshop: Workshop) -> mixing.Slots:
     """Every place of every batch. The order of real images hangs on the seed alone: arms are paired."""
-    section, base = workshop.recipe.train, workshop.recipe.seed
+    section, base = workshop.recipe.train_of(arm), workshop.recipe.seed
     count = workshop.steps * section.batch
     real, synthetic = subset_of(arm, workshop)
-    order = real[_real_order(real, count, workshop, np.random.default_rng(seed_from(base, "real-order", seed)))]
-    if arm == "real":
+    rng = np.random.default_rng(seed_from(base, "real-order", seed))
+    order = real[_real_order(real, arm.copies, count, section, workshop, rng)]
+    if arm.images == "real":
         return mixing.real_only(order).shaped(workshop.steps, section.batch)
     weights = np.zeros(len(workshop.synthetic), np.float64)
-    weights[synthetic] = _pool_weights(workshop)[synthetic]
+    weights[synthetic] = _pool_weights(section, workshop)[synthetic]
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
     pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
-    if arm == "synthetic":
+    if arm.images == "synthetic":
         slots = mixing.synthetic_only(count, pool, rng)
     else:
         options = section.mixing
@@ -319,57 +333,59 @@ def slots_of(arm: str, seed: int, workshop: Workshop) -> mixing.Slots:
     return slots.shaped(workshop.steps, section.batch)
 
 
-def _real_order(real: np.ndarray, count: int, workshop: Workshop, rng: np.random.Generator) -> np.ndarray:
-    """`count` places among the arm's `real` images, as train.sample_by has them drawn."""
-    if workshop.recipe.train.sample_by == "image":
-        return mixing.real_order(len(real), count, rng)
-    return mixing.class_order(np.array([image.label for image in workshop.train], np.int64)[real], count, rng)
+def _real_order(
+    real: np.ndarray, copies: int, count: int, section: TrainSection, workshop: Workshop, rng: np.random.Generator
+) -> np.ndarray:
+    """`count` places among the arm's `real` images and their copies, as train.sample_by has them drawn."""
+    if section.sample_by == "class":  # copies change nothing: those of a class share its turns
+        return mixing.class_order(np.array([image.label for image in workshop.train], np.int64)[real], count, rng)
+    return mixing.real_order(len(real) * (1 + copies), count, rng) % max(len(real), 1)
 
 
-def _pool_weights(workshop: Workshop) -> np.ndarray:
+def _pool_weights(section: TrainSection, workshop: Workshop) -> np.ndarray:
     """What curate gave the synthetic images, shaped by the recipe's weighting of classes; float64 [M]."""
     weights = np.array([image.weight for image in workshop.synthetic], np.float64)
-    if workshop.recipe.train.mixing.weighting == "none":
+    if section.mixing.weighting == "none":
         return weights
     counts = mixing.real_counts([image.label for image in workshop.train], len(workshop.class_names))
     return mixing.inverse_count_weights(weights, np.array([i.target for i in workshop.synthetic], np.int64), counts)
 
 
-def subset_of(arm: str, workshop: Workshop) -> tuple[np.ndarray, np.ndarray]:
+def subset_of(arm: ArmSection, workshop: Workshop) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the real and of the synthetic images that an arm learns from, the same for all its seeds.
 
     Raises DataError where train.subset_per_class leaves an arm without images of a kind it is made of.
     """
-    per_class = workshop.recipe.train.subset_per_class
+    per_class = workshop.recipe.train_of(arm).subset_per_class
     real = np.array([image.label for image in workshop.train], np.int64)
     targets = np.array([image.target for image in workshop.synthetic], np.int64)
     usable = np.array([image.weight > 0 for image in workshop.synthetic], bool)
     if per_class is None:
         return np.arange(len(real)), np.flatnonzero(usable)
-    rng = np.random.default_rng(seed_from(workshop.recipe.seed, "subset", arm))
-    if arm == "synthetic":  # real images take no part, so they take no place either
+    rng = np.random.default_rng(seed_from(workshop.recipe.seed, "subset", arm.images))
+    if arm.images == "synthetic":  # real images take no part, so they take no place either
         real = real[:0]
-    usable &= arm != "real"
+    usable &= arm.has_synthetic
     real, synthetic = mixing.balanced_subset(real, targets, usable, per_class=per_class, rng=rng)
-    if "real" in arm.split("+") and not len(real) or "synthetic" in arm.split("+") and not len(synthetic):
-        text = f"{per_class} images a class left {len(real)} real and {len(synthetic)} synthetic ones to arm {arm}"
+    if arm.images != "synthetic" and not len(real) or arm.has_synthetic and not len(synthetic):
+        text = f"{per_class} images a class left {len(real)} real and {len(synthetic)} synthetic ones to arm {arm.name}"
         raise DataError(Problem("train.subset_per_class", text, "raise it"))
     return real, synthetic
 
 
 def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classifier, fitted: Fitted) -> None:
-    recipe, predictions = workshop.recipe, []
+    recipe, section, predictions = workshop.recipe, workshop.recipe.train_of(task.arm), []
     for weights, state in (("selected", fitted.selected), ("last", fitted.last)):
         classifier.net.load_state_dict(state, strict=True)
         for split, images in workshop.held_out.items():
             found = predict(classifier, workshop.pixels[split], workshop.compute)
             predictions.append(Prediction([i.id for i in images], split, weights, [i.label for i in images], found))
     about = {
-        "model": recipe.train.model,
+        "model": section.model,
         "classes": workshop.class_names,
         "size_px": recipe.dataset.size_px,
         "fit": recipe.dataset.fit,
-        "cosine_scale": recipe.train.cosine_scale,
+        "cosine_scale": section.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
     }
@@ -378,22 +394,19 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
     contents: tuple[bytes | str, ...] = (model_bytes(fitted.selected, about), log, predictions_bytes(predictions))
     for name, content in zip(FILES, contents, strict=True):
         folder.write(f"{task.folder}/{name}", content)
-        folder.put_artefact(NAME, f"{task.arm}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
+        folder.put_artefact(NAME, f"{task.arm.name}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
 
 
 def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> None:
     """Where the images of the run lie for a classifier that learned from real ones alone, where there is one."""
-    task = next((task for task in tasks if task.arm == "real"), tasks[0])
+    task = next((task for task in tasks if task.arm.images == "real"), tasks[0])
     classifier, _ = open_classifier(folder.path(f"{task.folder}/{FILES[0]}"))
-    data, kept = workshop.data, np.flatnonzero([image.weight > 0 for image in workshop.synthetic])
+    held_out, kept = workshop.held_out["val"], np.flatnonzero([image.weight > 0 for image in workshop.synthetic])
+    whole = workshop.pixels
     images = {
-        "real": (data.real.pixels, [image.label for image in workshop.train], np.arange(len(workshop.train))),
-        "synthetic": (data.synthetic.pixels, [image.target for image in workshop.synthetic], kept),
-        "validation": (
-            data.val.pixels,
-            [image.label for image in workshop.held_out["val"]],
-            np.arange(len(data.val.pixels)),
-        ),
+        "real": (whole["train"], [image.label for image in workshop.train], np.arange(len(workshop.train))),
+        "synthetic": (whole["synthetic"], [image.target for image in workshop.synthetic], kept),
+        "validation": (whole["val"], [image.label for image in held_out], np.arange(len(held_out))),
     }
     kinds = {}
     for kind, (pixels, targets, usable) in images.items():
@@ -401,7 +414,7 @@ def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder
         found = features(classifier, pixels[chosen], workshop.compute)
         kinds[kind] = feature_space.Kind(found, np.array(targets, np.int64)[chosen], len(usable))
     picture = feature_space.picture(kinds)
-    folder.write(FEATURE_SPACE, json.dumps(picture and {"arm": task.arm, "seed": task.seed, **picture}) + "\n")
+    folder.write(FEATURE_SPACE, json.dumps(picture and {"arm": task.arm.name, "seed": task.seed, **picture}) + "\n")
     folder.put_artefact(NAME, "feature-space", FEATURE_SPACE)
 
 
@@ -413,7 +426,7 @@ def _summary(
         validations, closing = read_log(folder.path(f"{task.folder}/log.jsonl"))
         best = max((row["val_accuracy"] for row in validations if "val_accuracy" in row), default=None)
         seconds = _meta(task, folder)["seconds"]
-        rows.append({"arm": task.arm, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
+        rows.append({"arm": task.arm.name, "seed": task.seed, "val_accuracy": best, "seconds": seconds, **closing})
     arms, seeds = workshop.recipe.evaluate.arms, workshop.recipe.evaluate.seeds
     line = f"{len(arms)} arm{'s' * (len(arms) > 1)} x {seeds} seed{'s' * (seeds > 1)}, {workshop.steps} steps each"
     if workshop.recipe.train.subset_per_class is not None:

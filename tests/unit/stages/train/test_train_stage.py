@@ -15,7 +15,7 @@ from variegate.classifier import fit as fitting
 from variegate.classifier.models import load_classifier
 from variegate.errors import DataError, ModelError, TaskFailed
 from variegate.files import file_sha256
-from variegate.recipe import Recipe
+from variegate.recipe import Recipe, written_out
 from variegate.stages.train import stage
 from variegate.stages.train.cache import ImageFile, load_images
 
@@ -144,11 +144,11 @@ def test_arms_of_a_seed_are_paired(coloured_run) -> None:
     """Same first weights, same real images in the same order, same number of steps."""
     context = coloured_run()
     workshop = stage._open_workshop(context.recipe, context.folder)
-    real, mixed = (stage.slots_of(arm, 0, workshop) for arm in ("real", "real+synthetic"))
+    real, mixed = (stage.slots_of(written_out(arm), 0, workshop) for arm in ("real", "real+synthetic"))
     assert real.index.shape == mixed.index.shape == (12, 8)
     assert (real.index == mixed.index)[~mixed.is_synthetic].all()
     assert mixed.is_synthetic.any()
-    assert (stage.slots_of("real", 1, workshop).index != real.index).any()
+    assert (stage.slots_of(written_out("real"), 1, workshop).index != real.index).any()
 
 
 def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) -> None:
@@ -159,12 +159,12 @@ def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) ->
         rare = [image.id for image in context.folder.real_images("train") if image.label == 2][1:]
         db.executemany("DELETE FROM real WHERE id = ?", [(image_id,) for image_id in rare])
     workshop = stage._open_workshop(context.recipe, context.folder)
-    slots = stage.slots_of("real+synthetic", 0, workshop)
+    slots = stage.slots_of(written_out("real+synthetic"), 0, workshop)
     assert slots.is_synthetic.mean() == pytest.approx(0.25, abs=0.03)
     targets = np.array([image.target for image in workshop.synthetic])
     shares = np.bincount(targets[slots.index[slots.is_synthetic]]) / slots.is_synthetic.sum()
     assert shares == pytest.approx(np.array([1 / 6, 1 / 6, 1 / 2]) / (5 / 6), abs=0.06)
-    assert (stage.slots_of("real", 0, workshop).index == slots.index)[~slots.is_synthetic].all()
+    assert (stage.slots_of(written_out("real"), 0, workshop).index == slots.index)[~slots.is_synthetic].all()
 
 
 def test_a_model_trained_with_margins_is_loaded_with_its_cosine_head(coloured_run) -> None:
@@ -259,10 +259,10 @@ def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(colo
     context = coloured_run(train=train)
     workshop = stage._open_workshop(context.recipe, context.folder)
     for arm, total in (("real", 12), ("real+synthetic", 12), ("synthetic", 12)):
-        real, synthetic = stage.subset_of(arm, workshop)
+        real, synthetic = stage.subset_of(written_out(arm), workshop)
         assert len(real) + len(synthetic) == total
         for seed in range(2):
-            slots = stage.slots_of(arm, seed, workshop)
+            slots = stage.slots_of(written_out(arm), seed, workshop)
             assert set(slots.index[~slots.is_synthetic]) == set(real.tolist())
             used = set(slots.index[slots.is_synthetic])
             assert used <= set(synthetic.tolist())
@@ -282,7 +282,7 @@ def test_a_subset_that_leaves_an_arm_without_a_kind_stops_before_training(colour
         context = coloured_run(seed=seed, train={"subset_per_class": 1})
         workshop = stage._open_workshop(context.recipe, context.folder)
         try:
-            stage.subset_of("real+synthetic", workshop)
+            stage.subset_of(written_out("real+synthetic"), workshop)
         except DataError:
             break
     with pytest.raises(DataError, match=r"1 images a class left (0 real and 3|3 real and 0) synthetic"):
@@ -293,7 +293,7 @@ def test_a_subset_that_leaves_an_arm_without_a_kind_stops_before_training(colour
 def test_without_a_subset_nothing_changes(coloured_run) -> None:
     context = coloured_run()
     workshop = stage._open_workshop(context.recipe, context.folder)
-    real, synthetic = stage.subset_of("real+synthetic", workshop)
+    real, synthetic = stage.subset_of(written_out("real+synthetic"), workshop)
     assert (len(real), len(synthetic)) == (15, 18)
     assert "learned from" not in stage.run(context)["line"]
 
@@ -322,7 +322,8 @@ def test_dasdiff_fault_concat_resets_gamma_and_kappa(coloured_run, policy: str) 
         sources = {image.label: image.id for image in context.folder.real_images("train")}
         rows = [(sources[(target + 1) % 3], target) for target in range(3)]
         db.executemany("UPDATE plan SET source = ? WHERE target = ?", rows)
-    found = stage._open_workshop(context.recipe, context.folder).data.synthetic.targets
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    found = stage.fit_data(context.recipe.train, workshop).synthetic.targets
     share = 0.5**0.3  # drawn at strength 0.5
     assert sorted(found[0].tolist()) == pytest.approx([0.0, 0.8 * (1 - share), 0.8 * share], abs=1e-6)
 
@@ -335,7 +336,51 @@ def test_rare_classes_are_shown_as_often_as_others_when_asked(coloured_run, poli
         db.executemany("DELETE FROM real WHERE id = ?", [(image_id,) for image_id in rare])
     workshop = stage._open_workshop(context.recipe, context.folder)
     labels = np.array([image.label for image in workshop.train])
-    for arm in ("real", "real+synthetic"):
-        slots = stage.slots_of(arm, 0, workshop)
+    for name in ("real", "real+synthetic"):
+        slots = stage.slots_of(written_out(name), 0, workshop)
         shown = np.bincount(labels[slots.index[~slots.is_synthetic]]) / (~slots.is_synthetic).sum()
         assert shown == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+ARMS = [
+    "real",
+    {"name": "real+cutmix", "images": "real", "train": {"mix": "cutmix"}},
+    {"name": "duplicated real", "images": "real", "copies": 4},
+    "real+synthetic",
+    {"name": "less of it", "images": "real+synthetic", "train": {"mixing": {"fraction": 0.1}}},
+]
+
+
+def test_an_arm_may_learn_in_its_own_way_and_stays_paired(coloured_run) -> None:
+    context = coloured_run(evaluate={"arms": ARMS, "seeds": 1}, train={"batch": 50})
+    stage.run(context)
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    arms = {arm.name: arm for arm in context.recipe.evaluate.arm_sections}
+    real, cut, copied, mixed, less = (stage.slots_of(arms[name], 0, workshop) for name in arms)
+    assert (real.index == cut.index).all()
+    assert context.recipe.train_of(arms["real+cutmix"]).mix == "cutmix"
+    assert less.is_synthetic.mean() == pytest.approx(0.1, abs=0.03)
+    assert not (less.is_synthetic & ~mixed.is_synthetic).any(), "the same places, fewer of them"
+    assert (less.index == mixed.index)[less.is_synthetic].all(), "the same synthetic images"
+    assert not copied.is_synthetic.any()
+    models = {name: context.folder.path(f"{arm.folder}/seed-0/model.safetensors") for name, arm in arms.items()}
+    assert len({file_sha256(path) for path in models.values()}) == 5
+
+
+def test_copies_of_real_images_come_equally_often(coloured_run) -> None:
+    context = coloured_run(evaluate={"arms": ARMS, "seeds": 1}, train={"steps": 30, "batch": 10})
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    copied = stage.slots_of(context.recipe.evaluate.arm_sections[2], 0, workshop).index.ravel()
+    assert np.bincount(copied[:75]).tolist() == [5] * 15  # one pass over 15 images, each there 5 times
+    assert np.bincount(copied[:15], minlength=15).max() > 1
+
+
+def test_more_arms_and_seeds_train_only_what_is_new(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
+    stage.run(context)
+    trained: list[str] = []
+    run_task = stage._run_task
+    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    section = context.recipe.evaluate.model_copy(update={"arms": ["real", "synthetic"], "seeds": 2})
+    stage.run(dataclasses.replace(context, recipe=context.recipe.model_copy(update={"evaluate": section})))
+    assert sorted(trained) == ["train/real/seed-1", "train/synthetic/seed-0", "train/synthetic/seed-1"]

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from variegate.stages.evaluate.compare import Interval, in_words, paired_interval, two_way_interval, verdict
+from variegate.statistics import (
+    Interval,
+    bootstrap_interval,
+    holm,
+    in_words,
+    over_draws,
+    paired_interval,
+    two_way_interval,
+    verdict,
+)
 
 
 def correctness(rng: np.random.Generator, gain: float, num_seeds: int, num_images: int) -> np.ndarray:
@@ -90,3 +100,44 @@ def test_paired_interval_over_draws_is_students_t() -> None:
 def test_two_images_are_the_least() -> None:
     with pytest.raises(ValueError, match="at least 2 test images"):
         two_way_interval(np.ones((3, 1)))
+
+
+def test_holms_correction_is_statsmodels() -> None:
+    """multipletests([.001, .01, .02, .04, .5], method="holm") gives .005, .04, .06, .08, .5."""
+    found = holm({"e": 0.5, "a": 0.001, "c": 0.02, "b": 0.01, "d": 0.04})
+    assert list(found) == ["e", "a", "c", "b", "d"]
+    assert [round(found[name], 6) for name in "abcde"] == [0.005, 0.04, 0.06, 0.08, 0.5]
+
+
+def test_what_only_an_uncorrected_interval_shows_is_no_difference() -> None:
+    interval = Interval(0.03, 0.001, 0.059, 0.05, 5)
+    words = verdict(interval, "draw", corrected=0.2, tests=6)
+    assert words.startswith("no difference seen after correction for 6 methods: +3.0 points")
+    assert verdict(interval, "draw", corrected=0.04, tests=6).startswith("helps")
+
+
+def test_more_tests_hide_larger_effects() -> None:
+    estimate = over_draws([0.02, 0.05, 0.03, 0.06])
+    assert estimate.interval(10).detectable > estimate.interval().detectable
+    assert estimate.interval(10).low == estimate.interval().low
+
+
+def test_p_value_is_that_of_the_t_test() -> None:
+    values = [0.02, 0.05, -0.03, 0.06, 0.01]
+    assert over_draws(values).p_value == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def test_bootstrap_interval_is_repeatable_and_about_as_wide_as_students() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.03, 0.02, 20).tolist()
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    interval = paired_interval(values)
+    assert high - low == pytest.approx(interval.high - interval.low, rel=0.2)
+    assert bootstrap_interval([0.25, 0.25]) == (0.25, 0.25)
+    assert bootstrap_interval([0.0, 0.1])[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_experiment_that_could_see_nothing_says_so() -> None:
+    found = over_draws([0.1, -0.1]).interval(10)
+    assert "so few draws could have shown no difference at all" in verdict(found, "draw")

@@ -1,0 +1,138 @@
+"""What a comparison is asked for: as it was typed, and settled into recipes that are checked against each other."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from variegate.api import settle
+from variegate.comparison import plan
+from variegate.comparison.plan import Curve, Entry, Kind
+from variegate.errors import Problem, RecipeError
+from variegate.recipe import Recipe
+from variegate.stages.dataset.listing import did_you_mean
+
+PLAIN_KEYS = ("dataset.", "train.", "backend.device")  # of --set: what the baseline follows too
+NOT_PLAIN = ("train.pools", "train.mixing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The words of the command; see api.compare."""
+
+    data: str | None
+    recipes: tuple[str, ...]
+    draws: int
+    seeds: int
+    shots: tuple[int, ...] = ()
+    out: Path | None = None
+    pool: str | None = None
+    curves: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def command(self) -> str:
+        """The command line that repeats the comparison."""
+        words = ["variegate", "compare", *([self.data] if self.data else []), "--recipes", ",".join(self.recipes)]
+        words += ["--draws", str(self.draws), "--seeds", str(self.seeds)]
+        words += ["--shots", ",".join(map(str, self.shots))] if self.shots else []
+        words += ["--pool", self.pool] if self.pool else []
+        words += ["--skip", ",".join(self.skip)] if self.skip else []
+        words += [word for curve in self.curves for word in ("--curve", curve)]
+        words += [word for item in self.overrides for word in ("--set", item)]
+        return shlex.join([*words, *(["--out", str(self.out)] if self.out else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for, settled."""
+
+    asked: Asked
+    entries: tuple[Entry, ...]  # the recipes named, then text-only ones, then points of curves
+    base: Recipe  # real images alone
+    shots: tuple[int | None, ...]
+    curves: tuple[Curve, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def named(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.kind == "recipe"]
+
+
+def settle_all(asked: Asked) -> Wanted:
+    """Read every recipe and check all of them together; raises RecipeError with every problem."""
+    problems, named = _misspelt(asked), []
+    for recipe in asked.recipes:
+        name = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+        named += _settled(name, recipe, asked, problems)
+    _raise(problems)
+    parsed = [plan.parse_curve(text, [entry.name for entry in named]) for text in asked.curves]
+    _raise(
+        [*plan.disagreements(named), *_idle_pool(asked, named), *(one for one in parsed if isinstance(one, Problem))]
+    )
+    curves = [one for one in parsed if isinstance(one, Curve)]
+    points = [point for curve in curves for point in _points(curve, asked, named, problems)]
+    _raise(problems)
+    plain = [item for item in asked.overrides if item.startswith(PLAIN_KEYS) and not item.startswith(NOT_PLAIN)]
+    base = plan.baseline(settle(asked.data, "none", plain), named[0].recipe)
+    from_text = [] if "text-only" in asked.skip else [plan.text_only(entry) for entry in named]
+    entries = (*named, *(one for one in from_text if isinstance(one, Entry)), *points)
+    shots = asked.shots or (named[0].recipe.dataset.shots,)
+    warnings = tuple(one for one in from_text if isinstance(one, str) and one)
+    return Wanted(asked, entries, base, shots, tuple(curves), warnings)
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise RecipeError(problems)
+
+
+def _misspelt(asked: Asked) -> list[Problem]:
+    """What is wrong with the names of recipes and of arms to skip, as far as no recipe has to be read."""
+    problems = []
+    if not asked.recipes:
+        problems.append(Problem("--recipes", "names no recipe", "variegate recipes ls shows the shipped ones"))
+    names = [plan.slug(Path(recipe).stem) for recipe in asked.recipes]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(Problem("--recipes", f"{name} stands twice", "give each once, files under different names"))
+    for word in asked.skip:
+        if word not in plan.SKIPPABLE:
+            known = did_you_mean(word, plan.SKIPPABLE, f"known: {', '.join(plan.SKIPPABLE)}")
+            problems.append(Problem(f"--skip {word}", "is no arm that can be left out", known))
+    return problems
+
+
+def _idle_pool(asked: Asked, named: Sequence[Entry]) -> list[Problem]:
+    if asked.pool is None or any(entry.recipe.generate.method != "none" for entry in named):
+        return []
+    text = "as many images are retrieved as a recipe draws, and none of these draws any"
+    return [Problem(f"--pool {asked.pool}", text, "name a recipe that draws, or leave the pool out")]
+
+
+def _settled(
+    name: str,
+    recipe: str,
+    asked: Asked,
+    problems: list[Problem],
+    *,
+    more: str = "",
+    kind: Kind = "recipe",
+    of: str = "",
+) -> list[Entry]:
+    """The entry of a recipe, or nothing and its problems added to the list."""
+    try:
+        return [Entry(name, settle(asked.data, recipe, [*asked.overrides, *([more] if more else [])]), kind, of)]
+    except RecipeError as exc:
+        problems += exc.problems
+        return []
+
+
+def _points(curve: Curve, asked: Asked, named: Sequence[Entry], problems: list[Problem]) -> list[Entry]:
+    recipe = asked.recipes[[entry.name for entry in named].index(curve.recipe)]
+    found = []
+    for value in curve.values:
+        more = f"{curve.key}={value}"
+        found += _settled(curve.name(value), recipe, asked, problems, more=more, kind="curve", of=curve.recipe)
+    return found

@@ -1,0 +1,135 @@
+"""Read what the runs of a comparison found: right and wrong answers, accuracies, seconds, and a few images to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from variegate.comparison.shelf import peak_memory
+from variegate.recipe import ArmSection
+from variegate.recipe_file import load_recipe
+from variegate.records import RealImage
+from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome
+from variegate.stages.evaluate.stage import read_seeds
+from variegate.stages.report.gallery import spread
+from variegate.stages.train.pools import with_pools
+from variegate.store import RunFolder
+
+SHOWN_CLASSES, SHOWN_IMAGES = 3, 5  # of a method's images on the page
+STAGES = ("prompts", "refine", "curate")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one method reached in one draw."""
+
+    correct: Mapping[str, np.ndarray]  # by weights: float64 [seeds, test images]
+    val: Mapping[str, tuple[float | None, ...]]  # by weights, one a seed
+    cost: Mapping[str, Any]
+    synthetic: Mapping[str, int] | None  # drawn and kept; None for real images alone
+    shown: tuple[Mapping[str, Any], ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+
+    def test(self, weights: str) -> list[float]:
+        """Accuracy of every seed."""
+        return [float(value) for value in self.correct[weights].mean(axis=1)]
+
+
+def read_outcome(
+    root: Path,
+    arm: ArmSection,
+    seeds: int,
+    lesson: Mapping[str, Any] | None,
+    *,
+    test: Sequence[RealImage] | None = None,
+) -> Outcome:
+    """One arm of a finished run; `lesson` is the cost of its adapter.
+
+    `test` are the images that every method of the draw has to have been tested on. Raises DataError where it was others.
+    """
+    with RunFolder.read(root) as folder:
+        images = list(test) if test is not None else folder.real_images("test")
+        found = ArmOutcome(arm.name, read_seeds(folder, arm, range(seeds), "test", images))
+        labels = np.array([image.label for image in images], np.int64)
+        results = json.loads(folder.path("results.json").read_text(encoding="utf-8"))
+        return Outcome(
+            correct={weights: found.correct(weights, labels) for weights in WEIGHTS},
+            val={weights: tuple(seed.val_accuracy[weights] for seed in found.seeds) for weights in WEIGHTS},
+            cost=_cost(folder, arm, seeds, lesson),
+            synthetic=_counts(folder, results) if arm.has_synthetic else None,
+            shown=_shown(folder) if arm.has_synthetic else (),
+            warnings=tuple(results["warnings"]),
+        )
+
+
+def read_val(root: Path, arm: ArmSection, seeds: int) -> float | None:
+    """Mean validation accuracy of an arm's selected weights; None without validation images."""
+    with RunFolder.read(root) as folder:
+        found = read_seeds(folder, arm, range(seeds), "test", folder.real_images("test"))
+    values = [seed.val_accuracy["selected"] for seed in found]
+    return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def test_images(root: Path) -> list[RealImage]:
+    """The test images of a run, in its order."""
+    with RunFolder.read(root) as folder:
+        return folder.real_images("test")
+
+
+def counts_of(root: Path) -> dict[str, list[int]]:
+    """Real images of each class in train, val and test."""
+    return json.loads((root / "results.json").read_text(encoding="utf-8"))["counts"]
+
+
+def _counts(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, int]:
+    """Images drawn and kept; those of pools, such as retrieved ones, were drawn by nobody here."""
+    pools = load_recipe(str(folder.root / "recipe.yaml")).train.pools
+    return {"drawn": results["synthetic"]["drawn"], "kept": len(with_pools(folder.synthetic_images(), pools))}
+
+
+def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Seconds by stage; drawing counts all chunks where it was interrupted, training every seed of this arm."""
+    said = {name: folder.stage(name) for name in (*STAGES, "generate", "train")}
+    done = {name: found for name, found in said.items() if found}
+    tasks = [task for task in done["train"][1]["tasks"] if task["arm"] == arm.name and task["seed"] < seeds]
+    trained = sum(task["seconds"] for task in tasks)
+    if not arm.has_synthetic:
+        return {"seconds": {"train": trained}, "unet_evaluations": 0, "peak_memory_mb": peak_memory([done["train"][1]])}
+    _, drawing, seconds = done["generate"]
+    whole = drawing.get("drawn_now") == drawing["drawn"]
+    adapt = lesson["seconds"] if lesson else 0.0
+    parts = {"adapt": adapt, "draw": seconds if whole else drawing.get("chunk_seconds", 0.0)}
+    parts |= {name: done[name][2] for name in STAGES if name in done}
+    peaks = [lesson["peak_memory_mb"] if lesson else None, peak_memory(found[1] for found in done.values())]
+    return {
+        "seconds": {**parts, "train": trained},
+        "unet_evaluations": drawing["unet_evaluations"],
+        "peak_memory_mb": max((peak for peak in peaks if peak is not None), default=None),
+    }
+
+
+def _shown(folder: RunFolder) -> tuple[dict[str, Any], ...]:
+    """A few kept images of a few classes, beside the id of the one they were made from or an example; paths inside the run."""
+    classes, real = folder.classes(), folder.real_images("train")
+    made: dict[int, list] = {}
+    for image in folder.synthetic_images():
+        made.setdefault(image.target, []).append(image)
+    rows = []
+    for label in spread(sorted(made), SHOWN_CLASSES):
+        images = spread(made[label], SHOWN_IMAGES)
+        first = images[0].source
+        source = next((one for one in real if one.id == first or first is None and one.label == label), None)
+        rows.append(
+            {
+                "class": classes[label].name,
+                "real": source and source.id,
+                "images": [image.path for image in images],
+                "prompt": images[0].prompt,
+            }
+        )
+    return tuple(rows)

@@ -1,0 +1,203 @@
+"""comparison.json: every number of a comparison, as plain data. Pure; the schema is in docs/results.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from variegate.comparison.outcomes import Outcome
+from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
+from variegate.stages.evaluate.results import WEIGHTS
+from variegate.statistics import (
+    Estimate,
+    bootstrap_interval,
+    could_have_seen,
+    holm,
+    in_words,
+    over_draws,
+    two_way,
+    verdict,
+)
+
+SCHEMA = 1
+Found = Mapping[str, Sequence[Outcome]]  # by method, in the order of draws
+
+
+def estimate(values: Sequence[np.ndarray]) -> Estimate:
+    """Mean of [seeds, images] values of every draw: over draws where there are several, else over seeds and test images.
+
+    Seeds are averaged inside a draw: they share its training images, so they are not independent of each other.
+    """
+    if len(values) == 1:
+        return two_way(values[0])
+    return over_draws([float(one.mean()) for one in values], step=1.0 / values[0].size)
+
+
+def compare_methods(found: Found, baseline: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The paired differences of `names` to a baseline, Holm-corrected together; by method, an entry of `against`."""
+    entries: dict[str, dict[str, Any]] = {name: {"baseline": baseline} for name in names}
+    for weights in WEIGHTS:
+        theirs = [one.correct[weights] for one in found[baseline]]
+        gaps = {
+            name: [mine.correct[weights] - other for mine, other in zip(found[name], theirs, strict=True)]
+            for name in names
+        }
+        estimates = {name: estimate(values) for name, values in gaps.items()}
+        corrected = holm({name: one.p_value for name, one in estimates.items()})
+        for name in names:
+            entries[name][weights] = _difference(gaps[name], estimates[name], corrected[name], len(names))
+    return entries
+
+
+def _difference(gaps: Sequence[np.ndarray], found: Estimate, corrected: float, tests: int) -> dict[str, Any]:
+    interval, unit = found.interval(tests), "draw" if len(gaps) > 1 else "seed"
+    means = [float(gap.mean()) for gap in gaps]
+    bootstrap = bootstrap_interval(means) if len(gaps) > 1 else None
+    return {
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "bootstrap": list(bootstrap) if bootstrap else None,
+        "p": found.p_value,
+        "p_holm": corrected,
+        "tests": tests,
+        "detectable": interval.detectable,
+        "draws": means,
+        "words": in_words(interval, unit),
+        "verdict": verdict(interval, unit, corrected=corrected, tests=tests),
+    }
+
+
+def summarise(layout: Layout, found: Found, best: str | None, num_draws: int) -> dict[str, Any]:
+    """One entry of `shots`: its methods with accuracies, differences and costs, and the answer in words."""
+    own = [method for method in layout.methods if not method.same_as and method.kind != "curve"]
+    names = [method.name for method in own if method.name != REAL]
+    against = {REAL: compare_methods(found, REAL, names)}
+    made = [method.name for method in own if method.kind not in ("real", "classic", "duplicated")]
+    for base in (DUPLICATED, best):
+        if base in names and made:  # what makes images has to beat these, not the other way round
+            against[base] = compare_methods(found, base, made)
+    methods = []
+    for method in layout.methods:
+        if method.kind == "curve":
+            continue
+        source = method.same_as or method.name
+        entry = _method(method, found[source], layout)
+        entry["against"] = [entries[source] for entries in against.values() if source in entries]
+        entry["cost"] |= _worth(entry)
+        methods.append(entry)
+    return {"best_classic": best, "methods": methods, "verdict": answer(methods, best, num_draws)}
+
+
+def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "method": method.name,
+        "kind": method.kind,
+        "recipe": method.of or None,
+        "same_as": method.same_as or None,
+        "run": method.run,
+        "arm": method.arm.name,
+    }
+    for weights in WEIGHTS:
+        interval = estimate([one.correct[weights] for one in outcomes]).interval()
+        entry[weights] = {
+            "accuracy": interval.mean,
+            "low": max(interval.low, 0.0),
+            "high": min(interval.high, 1.0),
+            "val_accuracy": _mean([value for one in outcomes for value in one.val[weights]]),
+        }
+    entry["draws"] = [
+        {
+            "draw": draw,
+            "seeds": [
+                {
+                    "seed": seed,
+                    **{w: {"test_accuracy": one.test(w)[seed], "val_accuracy": one.val[w][seed]} for w in WEIGHTS},
+                }
+                for seed in range(len(one.val["selected"]))
+            ],
+        }
+        for draw, one in enumerate(outcomes)
+    ]
+    entry["cost"] = _cost(outcomes)
+    entry["shown"] = [dict(row) for row in outcomes[0].shown]
+    return entry
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Means over draws."""
+    parts = list(dict.fromkeys(key for one in outcomes for key in one.cost["seconds"]))
+    seconds = {key: float(np.mean([one.cost["seconds"].get(key, 0.0) for one in outcomes])) for key in parts}
+    none = {"drawn": 0, "kept": 0}
+    images = {key: float(np.mean([(one.synthetic or none)[key] for one in outcomes])) for key in none}
+    return {
+        "seconds": seconds,
+        "total_seconds": sum(seconds.values()),
+        "images_drawn": images["drawn"],
+        "images_kept": images["kept"],
+        "unet_evaluations": float(np.mean([one.cost["unet_evaluations"] for one in outcomes])),
+        "peak_memory_mb": max(
+            (peak for one in outcomes if (peak := one.cost["peak_memory_mb"]) is not None), default=None
+        ),
+    }
+
+
+def _worth(entry: Mapping[str, Any]) -> dict[str, float | None]:
+    """Gain over real images for each minute beyond training, which every arm needs; None where nothing else was done."""
+    gain = next((one["selected"]["difference"] for one in entry["against"] if one["baseline"] == REAL), None)
+    extra = entry["cost"]["total_seconds"] - entry["cost"]["seconds"].get("train", 0.0)
+    return {"gain_per_minute": gain * 60.0 / extra if gain is not None and extra > 0 else None}
+
+
+def summarise_curve(points: Mapping[str, Sequence[Outcome]], values: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Validation accuracy at every value, with an interval over draws; `values` are by method name."""
+    return [_point(values[name], outcomes) for name, outcomes in points.items()]
+
+
+def _point(value: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    draws = [_mean(one.val["selected"]) for one in outcomes]
+    known = [one for one in draws if one is not None]
+    interval = over_draws(known).interval() if len(known) > 1 else None
+    return {
+        "value": value,
+        "val_accuracy": _mean(draws),
+        "low": max(interval.low, 0.0) if interval else None,
+        "high": min(interval.high, 1.0) if interval else None,
+        "draws": draws,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def answer(methods: Sequence[Mapping[str, Any]], best: str | None, num_draws: int) -> str:
+    """What the comparison says: who beats the best classic augmentation, else whether classic is enough."""
+    hard = best or REAL
+    label = f"the best classic augmentation ({best})" if best and best != REAL else "real images alone"
+    candidates = [(m, gain) for m in methods if m["recipe"] and (gain := _gain(m, hard)) and not m["same_as"]]
+    winners = [(m, gain) for m, gain in candidates if gain["verdict"].startswith("helps")]
+    caution = "" if num_draws > 1 else " One draw says nothing of other training images."
+    if winners:
+        first, gain = max(winners, key=lambda one: one[1]["difference"])
+        return f"{first['method']} beats {label}: {gain['words']}.{caution}"
+    unit = "draw" if num_draws > 1 else "seed"
+    limit = f"; {could_have_seen(min(gain['detectable'] for _, gain in candidates), unit)}" if candidates else ""
+    classic = next((m for m in methods if m["method"] == best), None)
+    gain = _gain(classic, REAL) if classic and best != REAL else None
+    none = f"No recipe was seen to beat {label}{limit}." if candidates else ""
+    if gain and gain["verdict"].startswith("helps"):
+        enough = f"Classic augmentation is enough here: {best} gains {gain['words']} over real images alone."
+        return " ".join(part for part in (enough, none) if part) + caution
+    return (none or "No difference between classic augmentations was seen.") + caution
+
+
+def _gain(method: Mapping[str, Any] | None, baseline: str) -> Mapping[str, Any] | None:
+    entries = method["against"] if method else ()
+    return next((entry["selected"] for entry in entries if entry["baseline"] == baseline), None)

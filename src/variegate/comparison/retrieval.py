@@ -1,0 +1,187 @@
+"""Retrieval: instead of drawn images, those of a pool that lie nearest to the real ones of each class.
+
+The sceptic's baseline: where a pool of unlabelled photos does as well, nothing needs to be drawn. The pool's labels, if it has any,
+are not looked at. What is retrieved becomes the synthetic images of a run folder of its own, which `train.pools` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from variegate.errors import DataError, Problem
+from variegate.files import write_atomic
+from variegate.images import IMAGE_EXTENSIONS, encode_image, load_rgb, load_squares, read_content
+from variegate.progress import Bar, Reporter
+from variegate.recipe import Recipe, overlaid
+from variegate.records import ClassInfo, RealImage, content_id
+from variegate.stages.curate.encoders import CLASSIFIER, Encoder, open_encoder
+from variegate.stages.dataset.source import read_source
+from variegate.store import RunFolder, synthetic_path
+
+DONE = "retrieved"  # meta key, written last
+FORMAT = "png"
+THUMB_PX = 16
+SAME_PICTURE = (
+    6.0 / 255.0
+)  # root mean square between thumbnails: a JPEG of quality 60 differs by 6, other photos by 19 or more
+_SLICE = 512  # images in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class PoolImage:
+    """One image of the pool, on disk."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def read_pool(pool: str, recipe: Recipe, kept: Path) -> list[PoolImage]:
+    """Every image of a folder, with or without classes, or of other DATA, once each.
+
+    Images that are drawn or downloaded are written below `kept`. Raises DataError where there is none.
+    """
+    root = Path(pool).expanduser()
+    if root.is_dir() and not (root / "run.db").is_file():
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file())
+        found = [(path.relative_to(root).as_posix(), path) for path in paths]
+    else:
+        found = _listed(pool, recipe, kept)
+    if not found:
+        raise DataError(Problem(f"--pool {pool}", "holds no images", "name a folder of images, or DATA"))
+    images = [PoolImage(name, path, hashlib.sha256(read_content(path)).hexdigest()) for name, path in found]
+    return list({image.sha256: image for image in images}.values())
+
+
+def _listed(pool: str, recipe: Recipe, kept: Path) -> list[tuple[str, Path]]:
+    changes = {"dataset": {"path": pool, "shots": None, "imbalance": None}}
+    listing = read_source(Recipe.model_validate(overlaid(recipe.model_dump(), changes)))
+    if listing.problems:
+        raise DataError(listing.problems)
+    found = []
+    for image in listing.images:
+        path = image.content
+        if not isinstance(path, Path):
+            path = kept / content_id(pool, image.name)
+            if not path.exists():
+                write_atomic(path, read_content(image.content))
+        found.append((image.name, path))
+    return found
+
+
+def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Problem]:
+    """Validation and test images that the pool holds too: the same bytes, or the same picture saved again."""
+    known = {image.sha256: image for image in pool}
+    shared = [(known[image.sha256], image) for image in held_out if image.sha256 in known]
+    if not shared and held_out:
+        mine, theirs = _thumbs([image.path for image in pool]), _thumbs([Path(image.path) for image in held_out])
+        for row, image in zip(theirs, held_out, strict=True):
+            distance = np.sqrt(np.mean((mine - row) ** 2, axis=1))
+            if distance.min() < SAME_PICTURE:
+                shared.append((pool[int(distance.argmin())], image))
+    if not shared:
+        return []
+    own, image = shared[0]
+    text = f"holds {len(shared)} validation or test images, such as {own.name}, which is {Path(image.path).name}"
+    return [Problem("--pool", text, "take them out: the classifier would learn from what it is judged by")]
+
+
+def _thumbs(paths: Sequence[Path]) -> np.ndarray:
+    """float32 [N, D] in [0, 1]."""
+    return load_squares(paths, THUMB_PX, "stretch").reshape(len(paths), -1).astype(np.float32) / 255.0
+
+
+def nearest(real: np.ndarray, labels: np.ndarray, pool: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
+    """For each class the pool images nearest to any of its real ones, best first; an image goes to one class only.
+
+    `real` float [N, D] with `labels` int [N], `pool` float [M, D], `wanted` images a class. Features are standardised by the real
+    ones and compared by their angle.
+
+    >>> nearest(np.array([[0.0, 1], [1, 0]]), np.array([0, 1]), np.array([[0.9, 0.0], [0.0, 2.0], [0.1, 0.8]]), [2, 1])
+    [[2, 1], [0]]
+    """
+    mean, spread = real.mean(axis=0), np.maximum(real.std(axis=0), 1e-6)
+    unit_real, unit_pool = (_unit((rows - mean) / spread) for rows in (real, pool))
+    likeness = unit_pool @ unit_real.T  # [M, N]
+    closest = likeness.argmax(axis=1)
+    found: list[list[int]] = []
+    for label, count in enumerate(wanted):
+        own = np.flatnonzero(labels[closest] == label)
+        ranked = own[np.argsort(-likeness[own, closest[own]], kind="stable")]
+        found.append(ranked[:count].tolist())
+    return found
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def encoder_of(recipe: Recipe) -> str:
+    """The encoder that the recipe curates with; the drawing model's own features where it names none."""
+    named = [step.encoder for step in recipe.curate if step.score != "blank" and step.encoder != CLASSIFIER]
+    return named[0] if named else "auto"
+
+
+def retrieve(
+    folder: RunFolder, images: Sequence[PoolImage], recipe: Recipe, wanted: Sequence[int], reporter: Reporter
+) -> None:
+    """Put the nearest pool images into a run folder as its synthetic ones; nothing is done twice.
+
+    `folder` has a finished dataset stage; `recipe` names the encoder and the model that draws. Images that are training images
+    already are left out. Raises DataError where the pool holds held-out images, or nothing for a class.
+    """
+    if folder.meta(DONE):
+        return
+    problems = leaks(images, [image for image in folder.real_images() if image.split != "train"])
+    if problems:
+        raise DataError(problems)
+    train = folder.real_images("train")
+    own = {image.sha256 for image in train}
+    usable = [image for image in images if image.sha256 not in own]
+    with open_encoder(encoder_of(recipe), recipe) as encoder, reporter.bar("looking at the pool", len(usable)) as bar:
+        real = _features(encoder, recipe, [Path(image.path) for image in train])
+        pool = _features(encoder, recipe, [image.path for image in usable], bar)
+    chosen = nearest(real, np.array([image.label for image in train]), pool, wanted)
+    classes = folder.classes()
+    without = [info.name for info, indices in zip(classes, chosen, strict=True) if not indices]
+    if without:
+        text = f"no image of the pool is nearest to class {', '.join(without[:5])}"
+        raise DataError(Problem("--pool", text, "use a larger pool, or leave retrieval out"))
+    taken = {info.label: [usable[i] for i in indices] for info, indices in zip(classes, chosen, strict=True)}
+    short = sum(len(indices) < count for indices, count in zip(chosen, wanted, strict=True))
+    if short:
+        reporter.line(f"retrieval: the pool has fewer images than are drawn for {short} of {len(classes)} classes")
+    _write(folder, classes, taken)
+
+
+def _features(encoder: Encoder, recipe: Recipe, paths: Sequence[Path], bar: Bar | None = None) -> np.ndarray:
+    """float32 [N, D]."""
+    section, found = recipe.dataset, []
+    for start in range(0, len(paths), _SLICE):
+        part = paths[start : start + _SLICE]
+        found.append(encoder.features(load_squares(part, encoder.size_px, section.fit, section.max_megapixels)))
+        if bar:
+            bar.advance(len(part))
+    return np.concatenate(found)
+
+
+def _write(folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int, Sequence[PoolImage]]) -> None:
+    """Files first, then all rows at once: images of one chunk that was drawn from nothing."""
+    rows = []
+    for info in classes:
+        for image in chosen[info.label]:
+            image_id = content_id(DONE, image.sha256, info.label)
+            folder.write(synthetic_path(info, image_id, FORMAT), encode_image(load_rgb(image.path), FORMAT))
+            rows.append((len(rows), image_id, 0, None, info.label, 0, 0, 1.0, 0, 0, 0.0, 0, "", ""))
+    with folder.transaction() as db:
+        for table in ("plan", "chunks", "prompts"):
+            db.execute(f"DELETE FROM {table}")
+        db.execute("INSERT INTO prompts VALUES (0, '')")
+        db.executemany(f"INSERT INTO plan VALUES ({', '.join('?' * 14)})", rows)
+        db.execute("INSERT INTO chunks VALUES (0, 0, ?, 'done', NULL, NULL)", (len(rows),))
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("image_format", FORMAT), (DONE, str(len(rows)))])

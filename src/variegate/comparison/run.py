@@ -1,0 +1,305 @@
+"""Run a comparison: check everything, run what is missing, read what was found, write it down. Glue only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from variegate import __version__
+from variegate.api import check, default_out, environment, is_helper, run
+from variegate.comparison import outcomes, plan, results, retrieval, views
+from variegate.comparison.asked import Asked, Wanted, settle_all
+from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layout, Method
+from variegate.comparison.shelf import Shelf
+from variegate.errors import DataError, Problem, RunFolderError, UserError
+from variegate.files import write_atomic
+from variegate.progress import QuietReporter
+from variegate.recipe import ArmSection, Recipe
+from variegate.recipe_file import difference, dump_recipe, parse_yaml
+from variegate.records import content_id
+from variegate.stages.evaluate.results import rounded
+from variegate.store import RunFolder, explained
+
+RECIPES, RUNS, ADAPTERS, POOL = "recipes", "runs", "adapters", "pool"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Where a comparison is and what it found; `results` is comparison.json."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @cached_property
+    def verdict(self) -> str:
+        """One sentence for each number of shots."""
+        found = self.results["shots"]
+        return "\n".join(f"{views.shots_words(one['shots'])}: {one['verdict']}" for one in found)
+
+
+def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporter] = QuietReporter) -> Comparison:
+    """Run what is asked for, or what is missing of it; see api.compare."""
+    if is_helper():
+        raise UserError("compare makes many runs and takes no helpers; start it without accelerate or torchrun")
+    wanted = settle_all(asked)
+    folder = asked.out or Path(f"{default_out(wanted.base.dataset.path)}-compare")
+    _refuse_changes(folder, wanted)
+    counts = _check_all(wanted, reporter_class)
+    with explained(folder):
+        for entry in wanted.entries:
+            write_atomic(_recipe_path(folder, entry), dump_recipe(_timeless(entry.recipe)).encode())
+    workshop = _Workshop(wanted, folder, workers, reporter_class, Shelf(folder / ADAPTERS, reporter_class))
+    workshop.refuse_peeking()
+    answer = _assemble(wanted, [workshop.shots(shots, counts[shots]) for shots in wanted.shots])
+    views.write(folder, answer)
+    return Comparison(folder, answer)
+
+
+def _recipe_path(folder: Path, entry: Entry) -> Path:
+    return folder / RECIPES / f"{plan.slug(entry.name)}.yaml"
+
+
+# ------------------------------------------------------------------------------------------------ before anything slow
+
+
+def _timeless(recipe: Recipe) -> Recipe:
+    """Without what a comparison sets itself."""
+    blank = {"seed": 0, "evaluate": Recipe().evaluate, "dataset": recipe.dataset.model_copy(update={"shots": None})}
+    if recipe.generate.method == "none" and not recipe.train.pools:
+        return recipe.model_copy(update={**blank, "evaluate": recipe.evaluate.model_copy(update={"seeds": 3})})
+    arm = plan.arm_of(recipe)
+    return recipe.model_copy(update={**blank, "evaluate": Recipe().evaluate.model_copy(update={"arms": [arm]})})
+
+
+def _refuse_changes(folder: Path, wanted: Wanted) -> None:
+    """A folder that is somebody else's, or a comparison with other settings under the same names."""
+    if folder.is_dir() and not (folder / RECIPES).is_dir() and any(folder.iterdir()):
+        text = "is not empty and no comparison"
+        raise RunFolderError(Problem(str(folder), text, "choose a new or empty --out folder"))
+    problems = []
+    for entry in wanted.entries:
+        path = _recipe_path(folder, entry)
+        if path.is_file():
+            old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+            lines = difference(old, _timeless(entry.recipe).model_dump(mode="json"))
+            problems += [Problem(str(folder), f"compared another {entry.name}: {line}") for line in lines]
+    if problems:
+        problems[-1] = replace(problems[-1], remedy="choose another --out folder, or give the recipe another name")
+        raise RunFolderError(problems)
+
+
+def _check_all(wanted: Wanted, reporter_class: type[QuietReporter]) -> dict[int | None, list[int]]:
+    """Data of every draw, then everything every recipe needs; returns training images of each class by shots."""
+    counts = {shots: _check_data(wanted, shots, reporter_class()) for shots in wanted.shots}
+    problems: list[Problem] = []
+    for shots in wanted.shots:
+        for entry in (Entry(REAL, wanted.base), *wanted.entries):
+            _, recipe, arm = plan.place(entry, wanted.base)
+            try:
+                check(plan.settled(recipe, [arm], draw=0, shots=shots, seeds=1), reporter_class())
+            except UserError as exc:
+                problems += [replace(one, where=f"{entry.name}: {one.where}") for one in exc.problems]
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return counts
+
+
+def _check_data(wanted: Wanted, shots: int | None, reporter: QuietReporter) -> list[int]:
+    """Training images of each class; raises DataError where a draw has fewer than `shots` of one, or cannot be made."""
+    from variegate.stages.dataset.stage import check as check_data
+
+    first: list[int] = []
+    for draw in range(wanted.asked.draws):
+        plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
+        trained = check_data(plain, reporter).counts()["train"]
+        few = {name: count for name, count in trained.items() if shots and count < shots}
+        if few and plain.dataset.imbalance is None:
+            raise DataError(_too_few(few, shots or 0))
+        first = first or list(trained.values())
+    return first
+
+
+def _too_few(few: dict[str, int], shots: int) -> Problem:
+    name, count = min(few.items(), key=lambda item: item[1])
+    text = f"{len(few)} classes have fewer training images, {name} {count}"
+    return Problem(f"--shots {shots}", text, f"use --shots {count}, or add images")
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """Runs what a comparison needs, in the order that lets most be shared."""
+
+    wanted: Wanted
+    folder: Path
+    workers: int
+    reporter_class: type[QuietReporter]
+    shelf: Shelf
+
+    def home(self, shots: int | None, draw: int, name: str) -> Path:
+        return self.folder / RUNS / f"shots-{shots or 'all'}" / f"draw-{draw}" / name
+
+    def refuse_peeking(self) -> None:
+        """Take every adapter that a recipe brings along, before anything is drawn: one that saw other splits is refused."""
+        for entry in self.wanted.entries:
+            label, recipe, arm = plan.place(entry, self.wanted.base)
+            if recipe.adapt.method == "file":
+                for shots in self.wanted.shots:
+                    for draw in range(self.wanted.asked.draws):
+                        self._run(label, recipe, [arm], shots, draw, last="adapt")
+
+    def shots(self, shots: int | None, counts: list[int]) -> dict[str, Any]:
+        """Everything at one number of shots: an entry of comparison.json's `shots`."""
+        wanted, draws = self.wanted, range(self.wanted.asked.draws)
+        drawn = plan.largest(wanted.named, counts)
+        copies, extra = plan.copies_of(drawn, counts), None
+        pooled: list[Recipe] = []
+        if wanted.asked.pool and sum(drawn):
+            pooled, arm = [self._retrieved(shots, draw, drawn) for draw in draws], _retrieval_arm(wanted.named)
+            label = f"{RETRIEVAL}-{content_id(Path(pooled[0].train.pools[0]).name, arm.model_dump())[:8]}"
+            extra = (label, arm)
+        first = plan.lay_out(
+            wanted.entries, wanted.base, copies=copies, retrieval=extra, best=None, skip=wanted.asked.skip
+        )
+        for draw in draws:
+            self._run(CLASSIC_RUN, wanted.base, first.arms(CLASSIC_RUN), shots, draw)
+            if extra:
+                self._run(extra[0], pooled[draw], [extra[1]], shots, draw)
+        best = self._best_classic(first, shots)
+        key = best.removeprefix("real+") if best and best != REAL else None
+        layout = plan.lay_out(
+            wanted.entries, wanted.base, copies=copies, retrieval=extra, best=key, skip=wanted.asked.skip
+        )
+        for draw in draws:
+            for label, recipe in layout.runs.items():
+                if label != CLASSIC_RUN:
+                    self._run(label, recipe, layout.arms(label), shots, draw)
+        return self._read(layout, shots, best)
+
+    def _run(
+        self,
+        label: str,
+        recipe: Recipe,
+        arms: Sequence[ArmSection],
+        shots: int | None,
+        draw: int,
+        last: str = "evaluate",
+    ) -> None:
+        """One run, with all that its folder had already: another arm or seed is no reason to lose one."""
+        root, seeds = self.home(shots, draw, label), self.wanted.asked.seeds
+        path = root / "recipe.yaml"
+        if path.is_file():
+            old = Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path))).evaluate
+            names = {arm.name for arm in arms}
+            arms = [*arms, *(arm for arm in old.arm_sections if arm.name not in names)]
+            seeds = max(seeds, old.seeds)
+        settled = plan.settled(recipe, arms, draw=draw, shots=shots, seeds=seeds)
+        reporter = self.reporter_class()
+        reporter.line(f"--- {views.shots_words(shots)}, draw {draw + 1} of {self.wanted.asked.draws}: {label}")
+        run(None, self.shelf.taught(settled), root, workers=self.workers, last=last, reporter_class=self.reporter_class)
+
+    def _retrieved(self, shots: int | None, draw: int, drawn: list[int]) -> Recipe:
+        """The baseline's recipe with the images retrieved for this draw as its pool."""
+        wanted, first = self.wanted, self.wanted.named[0].recipe
+        encoder = retrieval.encoder_of(first)
+        label = f"retrieved-{content_id(wanted.asked.pool, encoder, first.backend.model_dump(), drawn)[:8]}"
+        root = self.home(shots, draw, label)
+        plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
+        run(None, plain, root, last="dataset", reporter_class=self.reporter_class)
+        pool = retrieval.read_pool(str(wanted.asked.pool), plain, self.folder / POOL)
+        with RunFolder.create(root) as folder:
+            retrieval.retrieve(folder, pool, first, drawn, self.reporter_class())
+        train = wanted.base.train.model_copy(update={"pools": [str(root)]})
+        return wanted.base.model_copy(update={"train": train})
+
+    def _best_classic(self, layout: Layout, shots: int | None) -> str | None:
+        """The real-only arm with the best mean validation accuracy over draws; None without validation images."""
+        means: dict[str, float] = {}
+        for method in layout.methods:
+            if method.kind in ("real", "classic"):
+                roots = [self.home(shots, draw, CLASSIC_RUN) for draw in range(self.wanted.asked.draws)]
+                values = [outcomes.read_val(root, method.arm, self.wanted.asked.seeds) for root in roots]
+                if None in values:
+                    return None
+                means[method.name] = sum(values) / len(values)  # type: ignore[arg-type]
+        return max(means, key=lambda name: means[name])
+
+    def _read(self, layout: Layout, shots: int | None, best: str | None) -> dict[str, Any]:
+        """Every outcome of every draw, summarised."""
+        wanted, found = self.wanted, {}
+        classic = [self.home(shots, draw, CLASSIC_RUN) for draw in range(wanted.asked.draws)]
+        tested = [outcomes.test_images(root) for root in classic]
+        for method in layout.methods:
+            if not method.same_as:
+                found[method.name] = [
+                    self._outcome(method, layout, shots, draw, tested[draw]) for draw in range(wanted.asked.draws)
+                ]
+        names = {method.name: method.same_as or method.name for method in layout.methods}
+        curves = []
+        for curve in wanted.curves:
+            values = {curve.name(value): value for value in curve.values}
+            points = {name: found[names[name]] for name in values}
+            curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
+        warnings = {text: None for each in found.values() for one in each for text in one.warnings}
+        summary = results.summarise(layout, found, best, wanted.asked.draws)
+        head = {"shots": shots, "counts": outcomes.counts_of(classic[0])}
+        return {**head, **summary, "curves": curves, "warnings": list(warnings)}
+
+    def _outcome(self, method: Method, layout: Layout, shots: int | None, draw: int, tested: list) -> outcomes.Outcome:
+        root, lesson = self.home(shots, draw, method.run), None
+        if method.run in layout.runs:
+            settled = plan.settled(
+                layout.runs[method.run], [method.arm], draw=draw, shots=shots, seeds=self.wanted.asked.seeds
+            )
+            lesson = self.shelf.cost(settled)
+        return outcomes.read_outcome(root, method.arm, self.wanted.asked.seeds, lesson, test=tested)
+
+
+def _retrieval_arm(named: Sequence[Entry]) -> ArmSection:
+    """Retrieved images are mixed in as the first recipe that draws mixes its own, from the whole pool."""
+    mixing = next(
+        entry.recipe.train_of(plan.arm_of(entry.recipe)).mixing
+        for entry in named
+        if entry.recipe.generate.method != "none"
+    )
+    policy = "pool" if mixing.policy == "replace" else mixing.policy
+    return ArmSection(
+        name=RETRIEVAL, images="real+synthetic", train={"mixing": mixing.model_dump() | {"policy": policy}}
+    )
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def _assemble(wanted: Wanted, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """comparison.json."""
+    train, protocol = wanted.base.train, ("model", "steps", "epochs", "batch", "augment", "mix")
+    warnings = [*wanted.warnings, *(text for one in found for text in one.pop("warnings"))]
+    if wanted.asked.draws == 1:
+        warnings.insert(0, "one draw: intervals cover other seeds and test images, not other training images")
+    elif wanted.asked.draws < 5:
+        warnings.insert(
+            0, f"{wanted.asked.draws} draws make wide intervals; the same command with more --draws only adds to this"
+        )
+    return rounded(
+        {
+            "schema": results.SCHEMA,
+            "variegate": __version__,
+            "data": wanted.base.dataset.path,
+            "command": wanted.asked.command(),
+            "recipes": [entry.name for entry in wanted.named],
+            "draws": wanted.asked.draws,
+            "seeds": wanted.asked.seeds,
+            "pool": wanted.asked.pool,
+            "skip": list(wanted.asked.skip),
+            "protocol": {key: getattr(train, key) for key in protocol},
+            "environment": environment(),
+            "shots": found,
+            "warnings": list(dict.fromkeys(warnings)),
+        }
+    )

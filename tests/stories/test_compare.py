@@ -1,0 +1,148 @@
+"""variegate compare: one command, honest baselines, and more of it later."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from driving import settings, variegate
+
+from variegate.backends.adapter import AdapterFacts, placeholder, write_adapter
+
+TINY = settings(
+    "dataset.size_px=32",
+    "backend.steps=2",
+    "backend.guidance_scale=1.0",
+    "generate.per_real=1",
+    "generate.strength=0.5",
+    "train.steps=3",
+    "train.batch=6",
+    "train.evaluations=1",
+)
+MEADOW = settings(
+    "dataset.meadow.n_species=3", "dataset.meadow.n_per_species=3", "dataset.meadow.n_val=2", "dataset.meadow.n_test=5"
+)
+TWIN = """# the baseline under another name: what it says of synthetic images has no effect on real ones
+generate: {method: none}
+curate: []
+train: {mixing: {fraction: 0.9}}
+evaluate: {arms: [real]}
+"""
+
+
+def compare(out: Path, recipes: str, *more: str | Path):
+    skip = ("--skip", "randaugment,trivialaugment,mixup,text-only")
+    return variegate("compare", "--recipes", recipes, "--shots", "2", "--out", out, *skip, *TINY, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A comparison of one draw, and of two after the same command with --draws 2; and the recipe file in it."""
+    home = tmp_path_factory.mktemp("compare")
+    twin, out = home / "twin.yaml", home / "out"
+    twin.write_text(TWIN)
+    for draws in ("1", "2"):
+        said = compare(out, f"real-mix,{twin}", "--draws", draws, *MEADOW)
+        assert said.status == 0, said.text
+        (home / f"said-{draws}").write_text(said.text)
+    return out, twin
+
+
+def method(found: dict, name: str) -> dict:
+    return next(one for one in found["shots"][0]["methods"] if one["method"] == name)
+
+
+def test_a_second_draw_only_adds_to_the_first(finished: tuple[Path, Path]) -> None:
+    said = (finished[0].parent / "said-2").read_text()
+    first, second = said.split("draw 2 of 2", 1)
+    assert "training: " not in first and "already done" in first
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    assert [draw["draw"] for draw in method(found, "real-mix")["draws"]] == [0, 1]
+    assert found["schema"] == 1 and "--draws 2" in found["command"]
+
+
+def test_an_arm_compared_with_itself_differs_not_at_all(finished: tuple[Path, Path]) -> None:
+    """Trained apart in one run with the same seed: the same bytes, so a difference of nothing."""
+    found = json.loads((finished[0] / "comparison.json").read_text())
+    twin = method(found, "twin")
+    assert twin["same_as"] is None
+    for weights in ("selected", "last"):
+        assert twin["against"][0][weights]["draws"] == [0.0, 0.0]
+        assert twin["against"][0][weights]["verdict"].startswith("no difference seen: 0.0 points")
+
+
+def test_every_view_has_the_same_numbers(finished: tuple[Path, Path]) -> None:
+    out = finished[0]
+    found = json.loads((out / "comparison.json").read_text())
+    names = [one["method"] for one in found["shots"][0]["methods"]]
+    assert {"real", "real+cutmix", "duplicated real", "real-mix", "twin"} <= set(names)
+    accuracy = method(found, "real-mix")["selected"]["accuracy"]
+    page, table = (out / "report.html").read_text(), (out / "comparison.md").read_text()
+    assert f"{100 * accuracy:.1f} %" in page and f"| {100 * accuracy:.1f} % |" in table
+    assert page.count("data:image/webp") >= 3 and "http" not in page.split("</style>")[1]
+    rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
+    mine = [
+        row
+        for row in rows
+        if (row["method"], row["checkpoint"], row["measure"]) == ("real-mix", "selected", "accuracy")
+    ]
+    assert [row["draw"] for row in mine] == ["", "0", "1"]
+    assert float(mine[0]["value"]) == pytest.approx(accuracy, abs=1e-6)
+    seeds = [seed["selected"]["test_accuracy"] for draw in method(found, "real-mix")["draws"] for seed in draw["seeds"]]
+    assert accuracy == pytest.approx(sum(seeds) / 2, abs=1e-5)
+    for draw in method(found, "real-mix")["draws"]:
+        run = out / "runs" / "shots-2" / f"draw-{draw['draw']}" / method(found, "real-mix")["run"]
+        arms = {arm["arm"]: arm for arm in json.loads((run / "results.json").read_text())["arms"]}
+        assert (
+            arms["real-mix"]["seeds"][0]["selected"]["test_accuracy"] == draw["seeds"][0]["selected"]["test_accuracy"]
+        )
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(finished: tuple[Path, Path]) -> None:
+    out, twin = finished
+    said = compare(out, f"real-mix,{twin}", "--draws", "2", *MEADOW, "--set", "generate.strength=0.9")
+    assert said.status == 2
+    assert "compared another real-mix: generate.strength: [0.5] -> [0.9]" in said.err
+
+
+def test_everything_wrong_is_said_at_once_before_anything_is_written(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    said = compare(tmp_path / "out", "real-mx,diff-aug,nothing", "--skip", "mixupp", *MEADOW)
+    assert said.status == 2
+    assert "did you mean real-mix?" in said.err and "nothing: no shipped recipe" in said.err
+    photos = make_folder({"ant": 8, "bee": 8})
+    few = variegate("compare", photos, "--recipes", "real-mix", "--shots", "2,9", "--out", tmp_path / "out", *TINY)
+    assert few.status == 2 and "--shots 9: 2 classes have fewer training images" in few.err
+    assert variegate("compare", "--shots", "0.5").status == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_whose_adapter_saw_other_splits_is_refused(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The adapter may have learned from this draw's test images; real images alone are not even trained for."""
+    photos = make_folder({"ant": 8, "bee": 8})
+    facts = AdapterFacts("tokens", ("ant", "bee"), (placeholder(0), placeholder(1)), splits="of another seed")
+    write_adapter(tmp_path / "adapter", facts, [{placeholder(k): torch.ones(1, 192) for k in range(2)}])
+    peeking = tmp_path / "peeking.yaml"
+    peeking.write_text(f"adapt: {{method: file, path: {tmp_path / 'adapter'}}}\ngenerate: {{method: ti-gen}}\n")
+    said = compare(tmp_path / "out", f"real-mix,{peeking}", photos, "--draws", "1")
+    assert said.status == 2 and "may have seen this split's test images" in said.err
+    assert not list((tmp_path / "out").rglob("predictions.parquet"))
+
+
+def test_pools_that_hold_test_images_are_refused(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    photos = make_folder({"ant": 8, "bee": 8})
+    said = variegate("generate", photos, "--recipe", "real-mix", "--out", tmp_path / "run", *TINY, "--set", "seed=5")
+    assert said.status == 0, said.text
+    peeking = tmp_path / "peeking.yaml"
+    peeking.write_text(f"generate: {{method: none}}\ncurate: []\ntrain: {{pools: ['{tmp_path / 'run'}']}}\n")
+    said = compare(tmp_path / "out", str(peeking), photos, "--draws", "1")
+    assert said.status == 2 and "are validation or test images here" in said.err
+    assert not (tmp_path / "out").exists()
+    said = compare(tmp_path / "other", "real-mix", photos, "--draws", "1", "--pool", photos)
+    assert said.status == 2 and "validation or test images, such as" in said.err
+    assert not list((tmp_path / "other").rglob("predictions.parquet"))

@@ -1,0 +1,124 @@
+"""Known truths of a comparison's statistics: alike is alike, a planted gain is found, and the words say which."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from variegate.comparison.outcomes import Outcome
+from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
+from variegate.comparison.results import compare_methods, estimate, summarise
+from variegate.recipe import ArmSection
+
+DRAWS, SEEDS, IMAGES = 5, 2, 200
+
+
+def outcomes(rng: np.random.Generator, gains: dict[str, float], draws: int = DRAWS) -> dict[str, list[Outcome]]:
+    """Simulated methods: images, draws and seeds differ in how hard they are, and a draw suits one method more than another."""
+    found: dict[str, list[Outcome]] = {name: [] for name in gains}
+    easy = rng.normal(0.5, 1.0, IMAGES)
+    for _ in range(draws):
+        luck = rng.normal(0.0, 0.2)
+        for name, gain in gains.items():
+            skill = luck + rng.normal(0.0, 0.05) + rng.normal(0.0, 0.05, (SEEDS, 1)) + gain
+            correct = (easy + skill + rng.normal(0.0, 0.5, (SEEDS, IMAGES)) > 0).astype(float)
+            val = tuple(float(value) for value in correct[:, :50].mean(axis=1))
+            weights = ("selected", "last")
+            found[name].append(Outcome(dict.fromkeys(weights, correct), dict.fromkeys(weights, val), COST, None))
+    return found
+
+
+COST = {"seconds": {"train": 2.0, "draw": 4.0}, "unet_evaluations": 8, "peak_memory_mb": 900.0}
+METHODS = ("a", "b", "c", "d")
+
+
+def test_alike_methods_come_out_alike_in_at_least_93_of_100_comparisons() -> None:
+    """Four methods that are all as good as real images: one false gain among them would spoil the whole comparison."""
+    rng = np.random.default_rng(0)
+    alike = 0
+    for _ in range(100):
+        found = compare_methods(outcomes(rng, dict.fromkeys((REAL, *METHODS), 0.0)), REAL, METHODS)
+        alike += all(entry["selected"]["verdict"].startswith("no difference seen") for entry in found.values())
+    assert alike >= 93
+
+
+@pytest.mark.parametrize("draws", [2, 3, 10])
+def test_one_method_alike_is_called_different_about_5_times_in_100(draws: int) -> None:
+    rng = np.random.default_rng(draws)
+    found = [
+        compare_methods(outcomes(rng, {REAL: 0.0, "a": 0.0}, draws), REAL, ["a"])["a"]["selected"] for _ in range(150)
+    ]
+    wrong = np.mean([not entry["verdict"].startswith("no difference") for entry in found])
+    assert wrong <= 0.1
+
+
+def test_a_planted_gain_of_5_points_is_found() -> None:
+    rng = np.random.default_rng(1)
+    gains = {REAL: 0.0, "a": 0.185, "b": 0.0}  # 0.185 moves 5 of 100 images over the edge
+    found = [compare_methods(outcomes(rng, gains, 10), REAL, ["a", "b"]) for _ in range(40)]
+    assert np.mean([one["a"]["selected"]["difference"] for one in found]) == pytest.approx(0.05, abs=0.01)
+    assert np.mean([one["a"]["selected"]["verdict"].startswith("helps") for one in found]) > 0.75
+    assert np.mean([one["b"]["selected"]["verdict"].startswith("no difference") for one in found]) > 0.9
+
+
+def test_seeds_of_a_draw_are_no_draws() -> None:
+    """Ten seeds of two draws that disagree: an interval over twenty runs would be far too narrow."""
+    draws = [np.zeros((10, 50)), np.ones((10, 50))]
+    assert estimate(draws).num == 2
+    assert estimate(draws).interval().is_zero_inside
+
+
+def test_draws_that_agree_to_the_image_still_have_a_width() -> None:
+    gap = np.zeros((1, 40))
+    gap[0, 0] = 1.0
+    found = estimate([gap, gap]).interval()
+    assert found.low < found.mean < found.high
+
+
+def layout(*rows: tuple[str, str]) -> Layout:
+    arm = ArmSection(name="x", images="real")
+    return Layout(tuple(Method(name, kind, "run", arm, name if kind == "recipe" else "") for name, kind in rows), {})  # type: ignore[arg-type]
+
+
+ROWS = ((REAL, "real"), ("real+cutmix", "classic"), (DUPLICATED, "duplicated"), ("mine", "recipe"))
+
+
+def summary(gains: dict[str, float], draws: int = 8) -> dict:
+    rng = np.random.default_rng(4)
+    return summarise(layout(*ROWS), outcomes(rng, gains, draws), "real+cutmix", draws)
+
+
+def test_the_answer_is_willing_to_say_that_classic_augmentation_is_enough() -> None:
+    found = summary({REAL: 0.0, "real+cutmix": 0.6, DUPLICATED: 0.0, "mine": 0.6})
+    assert found["verdict"].startswith("Classic augmentation is enough here: real+cutmix gains +")
+    assert (
+        "No recipe was seen to beat the best classic augmentation (real+cutmix); could have seen about"
+        in found["verdict"]
+    )
+
+
+def test_the_answer_names_the_recipe_that_beats_the_best_classic_augmentation() -> None:
+    found = summary({REAL: 0.0, "real+cutmix": 0.2, DUPLICATED: 0.0, "mine": 0.8})
+    assert found["verdict"].startswith("mine beats the best classic augmentation (real+cutmix): +")
+    assert "8 draws)" in found["verdict"]
+
+
+def test_one_draw_says_what_it_does_not_cover() -> None:
+    found = summary({REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.0}, draws=1)
+    assert found["verdict"].endswith("One draw says nothing of other training images.")
+    mine = found["methods"][3]["against"][0]["selected"]
+    assert mine["bootstrap"] is None and "2 seeds)" in mine["words"]
+
+
+def test_every_baseline_is_there_and_only_what_makes_images_meets_the_harder_ones() -> None:
+    found = summary({REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.3})
+    baselines = {m["method"]: [entry["baseline"] for entry in m["against"]] for m in found["methods"]}
+    assert baselines == {
+        REAL: [], "real+cutmix": [REAL], DUPLICATED: [REAL], "mine": [REAL, DUPLICATED, "real+cutmix"],
+    }  # fmt: skip
+    mine = found["methods"][3]
+    assert mine["against"][0]["selected"]["tests"] == 3
+    assert len(mine["against"][0]["last"]["draws"]) == 8
+    assert mine["cost"]["total_seconds"] == 6.0
+    gain = mine["against"][0]["selected"]["difference"]
+    assert mine["cost"]["gain_per_minute"] == pytest.approx(gain * 60 / 4)

@@ -1,0 +1,81 @@
+"""Retrieval: nearest images of a pool, and a pool that holds what the classifier is judged by."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from variegate.comparison.retrieval import PoolImage, encoder_of, leaks, nearest, read_pool
+from variegate.errors import DataError
+from variegate.recipe import Recipe
+from variegate.records import RealImage
+
+
+def saved(path: Path, seed: int, **options) -> Path:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
+    small.resize((48, 48), Image.Resampling.BILINEAR).save(path, **options)
+    return path
+
+
+def pooled(path: Path) -> PoolImage:
+    return PoolImage(path.name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def real(path: Path) -> RealImage:
+    return RealImage(path.stem, str(path), 0, "test", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_an_image_goes_to_the_class_it_is_nearest_to_and_to_no_other() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 16)) * 3
+    labels = np.repeat(np.arange(3), 4)
+    features = centres[labels] + rng.normal(size=(12, 16))
+    truth = np.repeat(np.arange(3), 10)
+    pool = centres[truth] + rng.normal(size=(30, 16))
+    found = nearest(features, labels, pool, [5, 20, 0])
+    assert [len(indices) for indices in found[::2]] == [5, 0]
+    for label, indices in enumerate(found):
+        assert {int(truth[i]) for i in indices} <= {label}
+    assert len({i for indices in found for i in indices}) == sum(map(len, found))
+
+
+def test_a_pool_is_any_folder_and_every_picture_counts_once(tmp_path: Path) -> None:
+    saved(tmp_path / "a.png", 1), saved(tmp_path / "deep/er/b.jpg", 2), saved(tmp_path / "again.png", 1)
+    (tmp_path / "notes.txt").write_text("no image")
+    found = read_pool(str(tmp_path), Recipe(), tmp_path / "kept")
+    assert [image.name for image in found] == ["again.png", "deep/er/b.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        read_pool(str(tmp_path / "empty"), Recipe(), tmp_path / "kept")
+
+
+def test_drawn_data_can_be_a_pool(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {"dataset": {"shots": 1, "meadow": {"n_species": 2, "n_per_species": 2, "n_val": 0, "n_test": 1}}}
+    )
+    found = read_pool("builtin:meadow", recipe, tmp_path / "kept")
+    assert len(found) == 6 and all(image.path.is_file() for image in found)
+
+
+def test_held_out_images_in_a_pool_are_found_though_saved_anew(tmp_path: Path) -> None:
+    test = saved(tmp_path / "test.png", 1)
+    others = [pooled(saved(tmp_path / f"pool/{seed}.png", seed)) for seed in range(2, 30)]
+    assert leaks(others, [real(test)]) == []
+    copy = saved(tmp_path / "pool/copy.png", 1)
+    again = saved(tmp_path / "pool/again.jpg", 1, quality=80)
+    for leaking in (copy, again):
+        problems = leaks([*others, pooled(leaking)], [real(test)])
+        assert len(problems) == 1 and leaking.name in problems[0].what and "test.png" in problems[0].what
+
+
+def test_the_encoder_is_the_one_the_recipe_curates_with() -> None:
+    named = Recipe.model_validate(
+        {"curate": [{"score": "blank"}, {"score": "class-agreement", "encoder": "clip:starter"}]}
+    )
+    assert (encoder_of(named), encoder_of(Recipe())) == ("clip:starter", "auto")
