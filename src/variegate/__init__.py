@@ -17,6 +17,7 @@ _HOMES = {
     "SyntheticDataset": "variegate.data",
     "load_classifier": "variegate.classifier.models",
     "make_meadow": "variegate.stages.dataset.meadow",
+    "measure_quality": "variegate.api",
     "run": "variegate.api",
 }
 
