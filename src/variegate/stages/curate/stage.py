@@ -13,10 +13,11 @@ import numpy as np
 
 from variegate.card import write_card
 from variegate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, encoder_fingerprint, open_encoder
-from variegate.errors import Problem, RecipeError
+from variegate.errors import DataError, Problem, RecipeError
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
+from variegate.leaks import seen_problems
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
@@ -77,6 +78,7 @@ def run(context: Context) -> dict[str, Any]:
     """Write scores and decisions; returns the counted line, counts by reason, the judges and warnings."""
     recipe, folder = context.recipe, context.folder
     check(recipe)
+    refuse_leaks(context)
     images = folder.synthetic_images(kept_only=False)
     decisions = [Decision(image.id) for image in images]
     judges: list[dict[str, Any]] = []
@@ -104,6 +106,18 @@ def run(context: Context) -> dict[str, Any]:
     if images:
         write_card(folder, recipe)
     return _summary(images, decisions, judges, warnings, names=[info.name for info in folder.classes()])
+
+
+def refuse_leaks(context: Context) -> None:
+    """Raise DataError for encoders in folders whose weights say that they have learned from validation or test images."""
+    held_out = {image.sha256 for image in context.folder.real_images() if image.split != "train"}
+    problems = []
+    for step in context.recipe.curate:
+        path = Path(step.encoder.partition(":")[2])
+        if ":" in step.encoder and path.is_dir():
+            problems += seen_problems("curate.encoder", path, held_out)
+    if problems:
+        raise DataError(problems)
 
 
 # ------------------------------------------------------------------------------------------------ scoring

@@ -142,7 +142,7 @@ def _environment(*, html: bool) -> Environment:
     )
     environment.filters |= {
         name: getattr(words, name)
-        for name in ("percent", "points", "span", "count", "short", "duration", "label_words")
+        for name in ("percent", "points", "span", "count", "short", "duration", "label_words", "megabytes", "energy")
     }
     environment.filters["breakable"] = breakable
     environment.globals |= {

@@ -41,6 +41,7 @@ from variegate.classifier.models import (
 )
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
+from variegate.leaks import SEEN, marks, seen_by, seen_problems
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import Recipe, TrainSection
@@ -56,7 +57,7 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
-from variegate.stages.train.pools import held_out_keys, pool_problems, with_pools
+from variegate.stages.train.pools import held_out_keys, near_duplicate_warnings, pool_problems, with_pools
 from variegate.store import RunFolder
 
 NAME = "train"
@@ -117,6 +118,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collectio
     if problems:
         raise ModelError(problems)
     problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
+    problems += _leak_problems(recipe, held_out)
     if problems:
         raise DataError(problems)
     check_parts(recipe.train, recipe.dataset.size_px)
@@ -153,6 +155,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     names = tuple(info.name for info in folder.classes())
     unseen = [image for images in held_out.values() for image in images]
     problems = pool_problems(recipe.train.pools, names, held_out_keys(unseen))
+    problems += _leak_problems(recipe, held_out_keys(unseen))
     if problems:
         raise DataError(problems)
     synthetic = _synthetic_images(recipe, folder)
@@ -236,6 +239,11 @@ def _task(arm: str, seed: int, workshop: Workshop) -> Task:
 
 def _uses_synthetic(recipe: Recipe) -> bool:
     return any("synthetic" in arm for arm in recipe.evaluate.arms)
+
+
+def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
+    given = recipe.train.pretrained
+    return seen_problems("train.pretrained", Path(given), held_out) if isinstance(given, str) else []
 
 
 def _weights_sha256(section: TrainSection) -> str:
@@ -365,6 +373,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         "cosine_scale": recipe.train.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
+        SEEN: marks(image.sha256 for image in workshop.train),
     }
     selected_by = "val" if workshop.held_out["val"] else "last step"
     log = log_lines(fitted.log, steps=workshop.steps, selected_step=fitted.selected_step, selected_by=selected_by)
@@ -416,6 +425,13 @@ def _summary(
     warnings = []
     if not workshop.held_out["val"]:
         warnings.append("there are no validation images: the weights after the last step are taken as they are")
+    given = workshop.recipe.train.pretrained
+    if isinstance(given, str) and seen_by(Path(given)) is None:
+        warnings.append(
+            "the file at train.pretrained does not tell which images it was made from: it may have seen test images"
+        )
+    unseen = [image for images in workshop.held_out.values() for image in images]
+    warnings += near_duplicate_warnings(workshop.recipe.train.pools, unseen, workshop.recipe.dataset)
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,
