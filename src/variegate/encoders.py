@@ -118,7 +118,7 @@ def _timm_problems(wanted: str, where: str) -> list[Problem]:
 
     if timm.is_model(wanted) and timm.get_pretrained_cfg(wanted) is not None:
         return []
-    near = difflib.get_close_matches(wanted, timm.list_models(pretrained=True), n=1)
+    near = difflib.get_close_matches(wanted, [*timm.list_models(), *timm.list_pretrained()], n=1)
     hint = f"did you mean {TIMM}{near[0]}?" if near else "timm.list_pretrained() shows names; a local folder works too"
     return [Problem(where, f"no folder and no pretrained timm model is called {wanted!r}", hint)]
 

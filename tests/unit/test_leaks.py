@@ -26,7 +26,9 @@ def taught(coloured_run) -> Path:
 
 def swap_splits(context) -> None:
     with context.folder.transaction() as db:
-        db.execute("UPDATE real SET split = CASE split WHEN 'train' THEN 'test' WHEN 'test' THEN 'train' ELSE split END")
+        db.execute(
+            "UPDATE real SET split = CASE split WHEN 'train' THEN 'test' WHEN 'test' THEN 'train' ELSE split END"
+        )
 
 
 def test_a_classifier_says_which_images_it_has_learned_from(taught: Path, coloured_run) -> None:
@@ -71,7 +73,10 @@ def test_near_duplicates_of_test_images_in_a_pool_are_told(coloured_run) -> None
 
     from variegate.images import load_rgb
 
-    other, context = coloured_run("other"), coloured_run("run", evaluate=REAL | {"arms": ["real+synthetic"]}, train={"steps": 2})
+    other, context = (
+        coloured_run("other"),
+        coloured_run("run", evaluate=REAL | {"arms": ["real+synthetic"]}, train={"steps": 2}),
+    )
     test = context.folder.real_images("test")[0]
     first = other.folder.synthetic_images()[0]
     pixels = load_rgb(Path(test.path))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from variegate.near_duplicates import look_of, near_pairs
+from variegate.recipe import Recipe
 from variegate.stages.dataset import stage
 from variegate.stages.dataset.meadow import make_meadow
-from variegate.recipe import Recipe
 
 
 def jpeg(image: Image.Image) -> Image.Image:
@@ -49,7 +48,9 @@ def test_images_of_one_grey_are_like_none_and_too_many_are_refused(monkeypatch: 
 
 def test_near_duplicates_across_splits_are_named_in_a_warning(tmp_path: Path) -> None:
     for number, image in enumerate(PICTURES[:40]):
-        name = tmp_path / "data" / ("train", "val", "test")[number % 3] / ("ant", "bee")[number // 3 % 2] / f"{number}.png"
+        name = (
+            tmp_path / "data" / ("train", "val", "test")[number % 3] / ("ant", "bee")[number // 3 % 2] / f"{number}.png"
+        )
         name.parent.mkdir(parents=True, exist_ok=True)
         image.save(name)
     CHANGES["smaller, mirrored, a JPEG"](PICTURES[0]).save(tmp_path / "data/test/ant/again.png")
