@@ -155,7 +155,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
         )
         steps["refine"] = lambda: check_refine(recipe)
         steps["generate"] = lambda: check_generate(recipe, data.training_images())
-        steps["curate"] = lambda: check_curate(recipe)
+        steps["curate"] = lambda: check_curate(recipe, data.held_out())
     _all_at_once(steps)
     return facts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from variegate.errors import DataError
+from variegate.errors import DataError, RecipeError
 from variegate.images import encode_image
 from variegate.leaks import marks, seen_by
 from variegate.stages.curate import stage as curate
@@ -62,9 +62,10 @@ def test_an_encoder_made_from_such_a_classifier_is_refused(taught: Path, coloure
     shutil.copy(taught, tmp_path / "encoder/model.safetensors")
     (tmp_path / "encoder/config.json").write_text("{}")
     context = coloured_run("fourth", curate=[{"score": "class-agreement", "encoder": f"timm:{tmp_path / 'encoder'}"}])
-    curate.refuse_leaks(context)
+    held_out = {image.sha256 for image in context.folder.real_images() if image.split != "train"}
+    curate.check(context.recipe, held_out)
     swap_splits(context)
-    with pytest.raises(DataError, match=r"curate.encoder: encoder has learned from 15 images"):
+    with pytest.raises(RecipeError, match=r"curate.0.encoder: encoder has learned from 15 images"):
         curate.run(context)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from variegate.card import write_card
 from variegate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, encoder_fingerprint, open_encoder
-from variegate.errors import DataError, Problem, RecipeError
+from variegate.errors import Problem, RecipeError
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
@@ -51,9 +51,12 @@ def found(context: Context) -> list[list[str]]:
     return [encoder_fingerprint(name) for name in names]
 
 
-def check(recipe: Recipe) -> None:
-    """Raise RecipeError with every curate key that could not be acted on; loads no model."""
-    problems = []
+def check(recipe: Recipe, held_out: Collection[str] = ()) -> None:
+    """Raise RecipeError with every curate key that could not be acted on; loads no model.
+
+    `held_out` are SHA-256 digests of validation and test images; an encoder that has learned from them is refused.
+    """
+    problems = _leak_problems(recipe, held_out)
     for place, step in enumerate(recipe.curate):
         where = f"curate.{place}"
         if step.score == "blank":
@@ -77,8 +80,7 @@ def check(recipe: Recipe) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Write scores and decisions; returns the counted line, counts by reason, the judges and warnings."""
     recipe, folder = context.recipe, context.folder
-    check(recipe)
-    refuse_leaks(context)
+    check(recipe, {image.sha256 for image in folder.real_images() if image.split != "train"})
     images = folder.synthetic_images(kept_only=False)
     decisions = [Decision(image.id) for image in images]
     judges: list[dict[str, Any]] = []
@@ -108,16 +110,14 @@ def run(context: Context) -> dict[str, Any]:
     return _summary(images, decisions, judges, warnings, names=[info.name for info in folder.classes()])
 
 
-def refuse_leaks(context: Context) -> None:
-    """Raise DataError for encoders in folders whose weights say that they have learned from validation or test images."""
-    held_out = {image.sha256 for image in context.folder.real_images() if image.split != "train"}
+def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
+    """Encoders in folders whose weights say that they have learned from validation or test images."""
     problems = []
-    for step in context.recipe.curate:
+    for place, step in enumerate(recipe.curate):
         path = Path(step.encoder.partition(":")[2])
         if ":" in step.encoder and path.is_dir():
-            problems += seen_problems("curate.encoder", path, held_out)
-    if problems:
-        raise DataError(problems)
+            problems += seen_problems(f"curate.{place}.encoder", path, held_out)
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------ scoring
