@@ -22,7 +22,7 @@ EDGE, SMALLEST = 48, 41  # px; the whole picture, and the smallest crop looked f
 COARSE = 8  # px; where candidates are chosen
 CANDIDATES = 4  # training images looked at closely for each image, of either mirroring
 HONEST = 0.02  # share of images that are no copies that may be taken for one
-FOUND, MARGIN = 0.99, 1.5  # the threshold leaves this much room over this share of the altered copies
+FOUND, MARGIN = 0.99, 2.0  # the threshold is at most so many times what this share of the altered copies keeps below
 MAX_ALTERED, MAX_APART = 100, 1000  # images that the threshold is learned from
 ALTERATIONS = 4  # of each
 CROP, GAIN, SHIFT, QUALITY = (0.9, 1.0), (0.9, 1.1), (-10.0, 10.0), (60, 95)
@@ -84,7 +84,7 @@ def _near_block(
     for place, rows in enumerate(_wanted(pixels, coarse, own, skipped)):
         if not len(rows):
             continue
-        found = 1.0 - _best(looks, rows, whole[place])
+        found = np.maximum(1.0 - _best(looks, rows, whole[place]), 0.0)
         is_own = own[rows] == place
         source[rows[is_own]] = found[is_own]
         rows, found = rows[~is_own], found[~is_own]
@@ -96,8 +96,8 @@ def _near_block(
 def calibrate(real: np.ndarray, groups: Sequence[str], *, seed: int) -> Calibration:
     """Learn from training images uint8 [N, 64, 64, 3] what a copy of one of them is.
 
-    The threshold lies above what altered copies come to, but not so high that more than HONEST of the training images
-    would be copies of others; `groups` names what belongs together (one animal), which is not compared. It never falls
+    The threshold lies half-way, on a scale of ratios, between what altered copies come to and where more than HONEST of the
+    training images would be copies of others; `groups` names what belongs together (one animal), which is not compared. It never falls
     below the middle one of the altered copies, whatever the training images have in common.
     """
     rng = np.random.default_rng(seed_from(seed, "altered"))
@@ -113,7 +113,7 @@ def calibrate(real: np.ndarray, groups: Sequence[str], *, seed: int) -> Calibrat
     apart = np.sort(apart[np.isfinite(apart)])
     far = float(np.quantile(copied, FOUND))
     room = float(np.quantile(apart, HONEST)) if len(apart) else np.inf
-    threshold = max(min(MARGIN * far, room), float(np.median(copied)))
+    threshold = max(min(MARGIN * far, (far * room) ** 0.5, room), float(np.median(copied)))
     return Calibration(threshold, copied, apart, is_sharp=far < threshold)
 
 

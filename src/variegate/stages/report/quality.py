@@ -13,7 +13,7 @@ from variegate.stages.report.contents import ClassQuality, CopyPair, Quality, Qu
 NUM_PAIRS = 40  # copies with their pictures; the others are in quality.json
 TITLES = {
     "frechet": ("Fréchet distance", "lower is nearer; too large for few images, so compare with the floor"),
-    "kid": ("KID", "lower is nearer; free of the bias of few images, so it may fall below 0"),
+    "kid": ("KID × 1000", "lower is nearer; free of the bias of few images, so it may fall below 0"),
     "precision": ("Precision", "share of synthetic images that lie among real ones"),
     "recall": ("Recall", "share of real images that lie among synthetic ones"),
     "density": ("Density", "as precision, weighted by how many real images are around"),
@@ -58,7 +58,9 @@ def _rows(overall: Mapping[str, Any]) -> tuple[QualityRow, ...]:
     for name, (title, meaning) in TITLES.items():
         values = (overall["measures"] or {}).get(name)
         if values:
-            rows.append(QualityRow(title, meaning, values["synthetic"], values["real"], values.get("standard_error")))
+            scale = 1000.0 if name == "kid" else 1.0  # features of length 1 make it small
+            error = scale * values["standard_error"] if name == "kid" else None
+            rows.append(QualityRow(title, meaning, scale * values["synthetic"], scale * values["real"], error))
     if overall["diversity"]:
         meaning = "mean distance of two images of a class, 1 - cosine"
         rows.append(
