@@ -18,6 +18,7 @@ _HOMES = {
     "compare": "variegate.api",
     "load_classifier": "variegate.classifier.models",
     "make_meadow": "variegate.stages.dataset.meadow",
+    "measure_quality": "variegate.api",
     "run": "variegate.api",
 }
 

@@ -198,7 +198,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
         )
         steps["refine"] = lambda: check_refine(recipe)
         steps["generate"] = lambda: check_generate(recipe, data.training_images())
-        steps["curate"] = lambda: check_curate(recipe)
+        steps["curate"] = lambda: check_curate(recipe, data.held_out())
     _all_at_once(steps)
     return facts
 
@@ -274,3 +274,25 @@ def _processor() -> str:
 
 def _results(root: Path) -> dict[str, Any]:
     return json.loads((root / "results.json").read_text(encoding="utf-8"))
+
+
+def measure_quality(
+    run: str | os.PathLike[str], encoder: str | None = None, *, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """How good a run's kept synthetic images are and which are copies; written as quality.json, into its report and card.
+
+    `encoder` names the features (docs/quality.md); without one the starter's runs use clip:starter, others the drawing model's.
+    Raises UserError for a folder that is no run, has no images, or an encoder that is not to be had.
+    """
+    from variegate.card import QUALITY, write_card
+    from variegate.image_quality.run import default_encoder, measure
+    from variegate.stages.report.stage import VIEWS, write_report
+
+    with RunFolder.read(Path(run)) as folder:
+        recipe = load_recipe(str(folder.root / "recipe.yaml"))
+        found = measure(folder, recipe, encoder or default_encoder(recipe), reporter or QuietReporter())
+        folder.write(QUALITY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_card(folder, recipe)
+        if folder.path(VIEWS[".html"]).is_file():
+            write_report(folder)
+    return found

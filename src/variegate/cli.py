@@ -277,6 +277,27 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run fol
         print(write_report(opened, None))
 
 
+@app.command()
+def quality(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with synthetic images.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", "-e", metavar="NAME", help="Features: auto, clip:NAME, clip:FOLDER, timm:NAME, timm:FOLDER."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's synthetic images against held-out real ones and look for copies; writes quality.json."""
+    from variegate.api import measure_quality
+    from variegate.card import QUALITY
+    from variegate.image_quality.run import as_text
+    from variegate.progress import TerminalReporter
+
+    found = measure_quality(folder, encoder, reporter=TerminalReporter())
+    print(json.dumps(found, ensure_ascii=False, indent=1) if as_json else f"{as_text(found)}\n{folder / QUALITY}")
+
+
 @app.command("import")
 def import_(
     path: Annotated[

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from variegate.errors import DataError, Problem
+from variegate.near_duplicates import EDGE, look_of
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class ImageCheck:
     height: int = 0
     sha256: str = ""  # of the file's bytes
     extension: str = ""  # by content, whatever the file is called
+    look: bytes = b""  # for near duplicates (near_duplicates.py)
     reason: str = ""
 
 
@@ -186,15 +188,17 @@ def _check(content: Content, max_megapixels: float) -> ImageCheck:
         data = read_content(content)
         header = _open(data, "", max_megapixels)
         kind, turned = header.format or "", _orientation(header) >= 5
-        # All bytes are decoded, so that truncation shows, but JPEGs at an eighth of their size: far cheaper.
-        size = _decode(data, "", max_megapixels, edge_px=1).size
+        # All bytes are decoded, so that truncation shows, but large JPEGs at an eighth of their size: far cheaper.
+        picture = _decode(data, "", max_megapixels, edge_px=EDGE)
     except UnreadableImage as exc:
         return ImageCheck(reason=exc.reason)
     if kind in ("JPEG", "MPO"):
         size = header.size[::-1] if turned else header.size
+    else:
+        size = picture.size
     width, height = size
     extension = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
-    return ImageCheck(width, height, hashlib.sha256(data).hexdigest(), extension)
+    return ImageCheck(width, height, hashlib.sha256(data).hexdigest(), extension, look_of(picture))
 
 
 def _read(path: Path) -> bytes:

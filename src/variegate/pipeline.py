@@ -1,7 +1,8 @@
 """The stages in order, what each depends on, and running them: skip what is done, redo what changed.
 
 A stage is a module with NAME, `inputs(recipe)` (what its result depends on besides the stage before it) and
-`run(context)`, which returns a summary dict whose `line` is the one counted line people read. It may have
+`run(context)`, which returns a summary dict whose `line` is the one counted line people read; what the stage took
+(cost.py) is put beside it as `cost`. It may have
 `found(context)`, what its result depends on in the run folder itself (decisions that people make there), and
 `intact(context)`, whether what it made besides its artefacts is still there.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from variegate import __version__
+from variegate.cost import Meter
 from variegate.progress import Reporter
 from variegate.recipe import Recipe
 from variegate.records import content_id
@@ -73,8 +75,10 @@ def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, An
             continue
         start = time.monotonic()
         context.reporter.event("stage-start", stage=name)
-        summary = stage.run(context)
+        with Meter() as meter:
+            summary = stage.run(context)
         seconds = time.monotonic() - start
+        summary = {**summary, "cost": meter.cost()}
         context.folder.finish_stage(name, upstream, seconds, summary)
         context.reporter.event("stage-done", stage=name, seconds=round(seconds, 3))
         context.reporter.line(f"{name}: {summary['line']}")

@@ -448,15 +448,21 @@ RefineStep = Annotated[ConcatStep | FractalStep | PatchesStep | HybridBlendStep,
 class CurateStep(Section):
     """One score and what follows from it."""
 
-    score: Literal["blank", "class-agreement", "text-agreement"]
+    score: Literal["blank", "class-agreement", "text-agreement", "copy"]
     policy: Literal["drop", "weight"] = "drop"
-    drop_below: float | None = None  # probability of the target; blank has its own fixed rule
+    drop_below: float | None = (
+        None  # probability of the target; copy: distance, null: calibrated on the training images;
+    )
+    # blank has its own fixed rule
     drop_fraction: Fraction | None = None  # instead: the lowest share of each class
     # auto: the drawing model's own features; clip:starter, clip:NAME or clip:FOLDER: an image-text model;
-    # classifier: the recipe's own, taught by the real training images alone
+    # timm:NAME or timm:FOLDER: any timm model; classifier: the recipe's own, taught by the real training images alone
     encoder: str = "auto"
     text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too
     against: str | None = None  # text-agreement: what else an image may show; null: the other classes' texts
+    of_sources: bool = (
+        True  # copy: an image that is nearly its own source again counts as a copy; false: only of others
+    )
 
     @model_validator(mode="after")
     def _texts(self) -> CurateStep:

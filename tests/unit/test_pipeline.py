@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from variegate import pipeline
@@ -67,4 +69,23 @@ def test_what_was_lost_is_made_again_with_the_same_bytes(done, lost: str, stage:
     before = path.read_bytes()
     path.unlink()
     assert again() == [stage]
-    assert stage == "report" or path.read_bytes() == before  # the page shows how long the stages took
+    if stage == "evaluate":  # what the stages took is another time's
+        assert without_cost(path.read_bytes()) == without_cost(before)
+    else:
+        assert stage == "report" or path.read_bytes() == before  # the page shows how long the stages took
+
+
+def without_cost(results: bytes) -> dict:
+    return {key: value for key, value in json.loads(results).items() if key != "cost"}
+
+
+def test_what_every_stage_took_is_in_the_records_and_in_the_results(done) -> None:
+    context, _ = done
+    _, said, _ = context.folder.stage("train")
+    assert set(said["cost"]) == {"peak_memory_mb", "worker_memory_mb", "gpu_memory_mb", "energy_j"}
+    cost = json.loads(context.folder.path("results.json").read_text())["cost"]
+    assert [row["stage"] for row in cost["stages"]] == list(pipeline.STAGES[: pipeline.STAGES.index("evaluate")])
+    assert (cost["images_made"], cost["images_kept"], cost["classifier_steps"]) == (18, 18, 2 * 4)
+    assert cost["stages"][6]["peak_memory_mb"] == said["cost"]["peak_memory_mb"]
+    assert cost["unet_evaluations"] is None, "nothing was drawn by this run's own stage"
+    assert "Peak memory" in context.folder.path("report.html").read_text() or said["cost"]["peak_memory_mb"] is None

@@ -11,12 +11,13 @@ import torch
 
 from variegate.backends.adapter import ADAPTER
 from variegate.backends.diffusion import DiffusionBackend
+from variegate.copies import SIZE_PX, count_copies
 from variegate.errors import TaskFailed
+from variegate.images import resize_square
 from variegate.judge import Judge, class_agreement, train_judge
 from variegate.pipeline import Context
 from variegate.records import RealImage, seed_from
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
-from variegate.stages.adapt.copies import count_copies
 from variegate.stages.adapt.fit import Fit, Views, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
 from variegate.stages.adapt.preview import draw_preview, plan_preview, sheet
@@ -205,9 +206,8 @@ class Course:
         self.folder.write(f"{ADAPTER}/preview-{step:06d}.png", page)
         self.folder.write(PREVIEW, page)
         self.previewed = True
-        train = load_pixels(self.recipe, self.material.train, self.backend.spec.size_px)
         flat = pixels.reshape(-1, *pixels.shape[2:])
-        self.seen = {"preview_copies": count_copies(flat, train), "preview_images": len(flat)}
+        self.seen = {"preview_copies": self._copies(flat), "preview_images": len(flat)}
         if self.judge is not None and not self.judge.is_weak:
             with self.trainee.as_base():
                 features = self.backend.features(flat)
@@ -218,6 +218,12 @@ class Course:
                 "judge_accuracy": round(self.judge.held_out_accuracy, 4),
             }
         self.context.reporter.event("preview", step=step, **self.seen)
+
+    def _copies(self, drawn: np.ndarray) -> int:
+        train = self.material.train
+        real = load_pixels(self.recipe, train, SIZE_PX)
+        small = np.stack([resize_square(one, SIZE_PX) for one in drawn])
+        return count_copies(small, real, [image.id for image in train], seed=self.seed)
 
     def scores(self) -> dict[str, Any]:
         """What is known of how good the adapter is."""

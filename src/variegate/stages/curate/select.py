@@ -12,7 +12,7 @@ from typing import Literal
 
 from variegate.stages.curate.scores import BLANK_BELOW
 
-BLANK, OFF_CLASS = "blank", "off-class"
+BLANK, OFF_CLASS, COPY = "blank", "off-class", "copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,21 @@ class Decision:
 def drop_blank(decisions: Sequence[Decision], spread: Mapping[str, float]) -> list[Decision]:
     """Drop images on which nothing is to be seen."""
     return [_drop(d, BLANK) if d.action == "keep" and spread[d.id] < BLANK_BELOW else d for d in decisions]
+
+
+def drop_copies(decisions: Sequence[Decision], distance: Mapping[str, float], below: float) -> list[Decision]:
+    """Drop every image nearer than `below` to a training image; a class of copies alone keeps none."""
+    return [_drop(d, COPY) if d.action == "keep" and distance[d.id] < below else d for d in decisions]
+
+
+def weigh_copies(decisions: Sequence[Decision], distance: Mapping[str, float], below: float) -> list[Decision]:
+    """Weigh an image down by how much nearer than `below` it is to a training image: w = distance / below."""
+    return [
+        replace(d, weight=d.weight * max(distance[d.id], 0.0) / below, reason=COPY)
+        if d.action == "keep" and distance[d.id] < below
+        else d
+        for d in decisions
+    ]
 
 
 def weigh_by_agreement(decisions: Sequence[Decision], agreement: Mapping[str, float]) -> list[Decision]:

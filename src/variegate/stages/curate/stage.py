@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +11,26 @@ from typing import Any
 
 import numpy as np
 
+from variegate.card import write_card
+from variegate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, encoder_fingerprint, open_encoder
 from variegate.errors import Problem, RecipeError
-from variegate.image_text import CLIP, clip_fingerprint
+from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
+from variegate.leaks import seen_problems
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
-from variegate.stages.curate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, open_encoder
 from variegate.stages.curate.scores import blank_scores
-from variegate.stages.curate.select import Decision, drop_blank, drop_off_class, weigh_by_agreement
+from variegate.stages.curate.select import (
+    COPY,
+    Decision,
+    drop_blank,
+    drop_copies,
+    drop_off_class,
+    weigh_by_agreement,
+    weigh_copies,
+)
 from variegate.templates import class_text
 
 NAME = "curate"
@@ -36,23 +46,32 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def found(context: Context) -> list[list[str]]:
-    """The image-text models as they are now: a folder's files may change under the same name."""
-    names = [step.encoder for step in context.recipe.curate if step.encoder.startswith(CLIP)]
-    return [clip_fingerprint(name) for name in names]
+    """The named encoders as they are now: a folder's files may change under the same name."""
+    names = [step.encoder for step in context.recipe.curate if ":" in step.encoder]
+    return [encoder_fingerprint(name) for name in names]
 
 
-def check(recipe: Recipe) -> None:
-    """Raise RecipeError with every curate key that could not be acted on; loads no model."""
-    problems = []
+def check(recipe: Recipe, held_out: Collection[str] = ()) -> None:
+    """Raise RecipeError with every curate key that could not be acted on; loads no model.
+
+    `held_out` are SHA-256 digests of validation and test images; an encoder that has learned from them is refused.
+    """
+    problems = _leak_problems(recipe, held_out)
     for place, step in enumerate(recipe.curate):
         where = f"curate.{place}"
         if step.score == "blank":
             idle = _set_keys(step) - {"score"}
             why = "has no effect on blank, which has one fixed rule"
+        elif step.score == COPY:
+            idle = _set_keys(step) - {"score", "policy", "drop_below", "of_sources"}
+            why = "has no effect on copy, which compares pixels"
         else:
             problems += check_encoder(step.encoder)
-            idle = _set_keys(step) & {"text", "against"} if step.score == "class-agreement" else set()
-            why = "has no effect on class-agreement, which learns from images; use text-agreement"
+            unused = {"text", "against", "of_sources"} if step.score == "class-agreement" else {"of_sources"}
+            idle = _set_keys(step) & unused
+            why = f"has no effect on {step.score}"
+            if idle & {"text", "against"}:
+                why += ", which learns from images; use text-agreement"
         problems += [Problem(f"{where}.{key}", why, "leave it out") for key in sorted(idle)]
     if problems:
         raise RecipeError(problems)
@@ -61,7 +80,7 @@ def check(recipe: Recipe) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Write scores and decisions; returns the counted line, counts by reason, the judges and warnings."""
     recipe, folder = context.recipe, context.folder
-    check(recipe)
+    check(recipe, {image.sha256 for image in folder.real_images() if image.split != "train"})
     images = folder.synthetic_images(kept_only=False)
     decisions = [Decision(image.id) for image in images]
     judges: list[dict[str, Any]] = []
@@ -71,6 +90,10 @@ def run(context: Context) -> dict[str, Any]:
             spread = _blank(context, images)
             folder.put_scores("blank", spread.items())
             decisions = drop_blank(decisions, spread)
+            continue
+        if step.score == COPY:
+            decisions, doubts = _without_copies(context, step, decisions, images)
+            warnings += doubts
             continue
         judge, agreement = _agreement(context, step, images)
         judges.append(_judge_facts(step, judge))
@@ -82,7 +105,19 @@ def run(context: Context) -> dict[str, Any]:
         else:
             decisions = _follow(step, decisions, agreement, images, num_classes=len(folder.classes()))
     folder.put_decisions(NAME, ((d.id, d.action, d.weight, d.reason) for d in decisions))
+    if images:
+        write_card(folder, recipe)
     return _summary(images, decisions, judges, warnings, names=[info.name for info in folder.classes()])
+
+
+def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
+    """Encoders in folders whose weights say that they have learned from validation or test images."""
+    problems = []
+    for place, step in enumerate(recipe.curate):
+        path = Path(step.encoder.partition(":")[2])
+        if ":" in step.encoder and path.is_dir():
+            problems += seen_problems(f"curate.{place}.encoder", path, held_out)
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------ scoring
@@ -97,6 +132,24 @@ def _blank(context: Context, images: Sequence[SyntheticImage]) -> dict[str, floa
             found.update(zip(ids, blank_scores(pixels).tolist(), strict=True))
             bar.advance(len(pixels))
     return found
+
+
+def _without_copies(
+    context: Context, step: CurateStep, decisions: list[Decision], images: Sequence[SyntheticImage]
+) -> tuple[list[Decision], list[str]]:
+    """Decisions about copies of training images, and what limits them; the score is the distance to the nearest one."""
+    recipe, folder = context.recipe, context.folder
+    seed, of_sources = recipe.seed, step.of_sources
+    copies = find_copies(folder, recipe.dataset, images, context.reporter, seed=seed, of_sources=of_sources)
+    ids = [image.id for image in images]
+    distance = dict(zip(ids, copies.distance.tolist(), strict=True))
+    folder.put_scores(COPY, ((name, value) for name, value in distance.items() if np.isfinite(value)))
+    below = copies.calibration.threshold if step.drop_below is None else step.drop_below
+    doubts = []
+    if step.drop_below is None and not copies.calibration.is_sharp:
+        doubts.append("training images are as near to each other as altered copies are: some copies may be kept")
+    act = drop_copies if step.policy == "drop" else weigh_copies
+    return act(decisions, distance, below), doubts
 
 
 def _agreement(
@@ -151,7 +204,7 @@ def _jury(context: Context) -> tuple[Encoder, Judge | None]:
         return jury, None
     logits = jury.features(_pixels(recipe, held_out, jury.size_px))
     truth = np.array([image.label for image in held_out])
-    return jury, judge_of_logits(logits, truth, _groups(context, held_out))
+    return jury, judge_of_logits(logits, truth, units_of(context.folder, held_out))
 
 
 def _reader(context: Context, step: CurateStep) -> tuple[Encoder, Judge]:
@@ -160,7 +213,7 @@ def _reader(context: Context, step: CurateStep) -> tuple[Encoder, Judge]:
     against = [class_text(step.against, info) for info in classes] if step.against is not None else None
     reader = Reader(step.encoder, [class_text(step.text, info) for info in classes], against)
     logits = reader.features(_pixels(context.recipe, train, reader.size_px))
-    truth, groups = np.array([image.label for image in train]), _groups(context, train)
+    truth, groups = np.array([image.label for image in train]), units_of(context.folder, train)
     judge = judge_of_logits(logits, truth, groups)
     if reader.is_pair:  # yes or no of each class: right where a real image gets a yes
         is_right = logits[np.arange(len(truth)), truth] > 0
@@ -176,16 +229,9 @@ def _probe(context: Context, encoder: Encoder) -> Judge | None:
         features.append(np.stack([encoder.features(pixels), encoder.features(pixels[:, :, ::-1])], axis=1))
     both = np.concatenate(features)  # [N, 2, D]: each image and its mirror image
     labels = np.repeat([image.label for image in train], 2)
-    groups = np.repeat(_groups(context, train), 2)
+    groups = np.repeat(units_of(context.folder, train), 2)
     seed = seed_from(context.recipe.seed, "judge")
     return train_judge(both.reshape(-1, both.shape[-1]), labels, groups.tolist(), seed=seed)
-
-
-def _groups(context: Context, images: Sequence[RealImage]) -> list[str]:
-    """What counts as one independent image: its group where groups are kept apart by the splits."""
-    done = context.folder.stage("dataset")  # a meadow's groups are habitats, which every species shares
-    by_group = done is None or done[1].get("groups_split", True)
-    return [image.group if by_group and image.group else image.id for image in images]
 
 
 def _pixels(recipe: Recipe, images: Sequence[RealImage], size_px: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from variegate.errors import DataError, Problem
 from variegate.images import ImageCheck, check_images
+from variegate.near_duplicates import near_pairs
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
 from variegate.records import ClassInfo, RealImage, Split, content_id, extra_tests
@@ -35,6 +36,9 @@ class DatasetFacts:
     images: tuple[SplitImage, ...]
     warnings: tuple[str, ...]
     duplicates: tuple[Duplicate, ...]
+    near_duplicates: tuple[
+        tuple[str, str], ...
+    ]  # names of (learned or chosen from, held out) that are nearly the same picture
     unreadable: tuple[tuple[str, str], ...]  # (name, reason) of what dataset.skip_unreadable left out
     drawn_here: bool
     groups_split: bool  # one group was kept on one side
@@ -117,6 +121,8 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
     facts = tuple(SplitImage(by_name[i.name], labels[i.class_name], i.split or "train", checks[i.name]) for i in used)
     warnings = [*listing.warnings, *_split_warnings(used, classes, dataset), *_duplicate_warnings(duplicates)]
     warnings += _leak_warnings(used) if is_apart else []
+    near, unseen = _near_duplicates(facts)
+    warnings += [*_near_warnings(near), *unseen]
     warnings += _held_out_warnings(images)
     small = sum(0 < min(image.check.width, image.check.height) < dataset.size_px for image in facts)
     if small:
@@ -127,6 +133,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         images=facts,
         warnings=tuple(warnings),
         duplicates=tuple(duplicates),
+        near_duplicates=tuple(near),
         unreadable=tuple(sorted(left_out.items())),
         drawn_here=listing.drawn_here,
         groups_split=is_apart,
@@ -233,6 +240,26 @@ def _leak_warnings(used: Sequence[Item]) -> list[str]:
     leaking = groups_across(used)
     text = f"groups in more than one split, so test results may be too good: {enumerated(leaking)}"
     return [text] if leaking else []
+
+
+def _near_duplicates(images: Sequence[SplitImage]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Images of train that nearly equal one of val or a test set, or of val one of a test set; and why none were looked for."""
+    sides = {"train": [i for i in images if i.split == "train"], "val": [i for i in images if i.split == "val"]}
+    tests = [i for i in images if i.split not in sides]
+    found: list[tuple[str, str]] = []
+    try:
+        for ones, others in ((sides["train"], [*sides["val"], *tests]), (sides["val"], tests)):
+            pairs = near_pairs([i.check.look for i in ones], [i.check.look for i in others])
+            found += [(ones[k].found.name, others[j].found.name) for k, j in pairs]
+    except ValueError as exc:
+        return [], [f"near duplicates across the splits were not looked for: {exc}"]
+    return sorted(found), []
+
+
+def _near_warnings(near: Sequence[tuple[str, str]]) -> list[str]:
+    shown = enumerated(f"{one} ~ {other}" for one, other in near)
+    text = "images are nearly the same picture as one in another split, so results may be too good"
+    return [f"{len(near):,} {text}: {shown}"] if near else []
 
 
 def _duplicate_warnings(duplicates: Sequence[Duplicate]) -> list[str]:

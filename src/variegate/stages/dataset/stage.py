@@ -65,6 +65,7 @@ def run(context: Context) -> dict[str, Any]:
             {"kept": list(one.kept), "left_out": list(one.left_out), "class_names": list(one.class_names)}
             for one in facts.duplicates[:MAX_LISTED]
         ],
+        "near_duplicates": [list(pair) for pair in facts.near_duplicates[:MAX_LISTED]],
         "unreadable": [{"name": name, "reason": reason} for name, reason in facts.unreadable[:MAX_LISTED]],
         "groups_split": facts.groups_split,
         "splits_sha256": hashlib.sha256(splits).hexdigest(),

@@ -1,4 +1,4 @@
-"""results.json: everything a run found, as plain data. Equal runs give equal bytes: no times, no dates, 6 digits."""
+"""results.json: everything a run found, as plain data. Equal runs give equal bytes but for `cost`: no dates, 6 digits."""
 
 from __future__ import annotations
 
@@ -238,6 +238,33 @@ def assemble(
             "verdict": answer(found["arms"], found["comparisons"]),
         }
     )
+
+
+def cost_of(
+    stages: Mapping[str, tuple[str, Mapping[str, Any], float] | None], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run has taken up to here: by stage, and what was counted; None where the machine or the stage does not tell.
+
+    `stages` are the finished ones as (key, summary, seconds), `found` the rest of results.json. Memory in MB, energy in J.
+    """
+    said = {name: done[1] for name, done in stages.items() if done}
+    told = ("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb", "energy_j")
+    rows = [
+        {"stage": name, "seconds": done[2], **{key: (done[1].get("cost") or {}).get(key) for key in told}}
+        for name, done in stages.items()
+        if done
+    ]
+    energy = [row["energy_j"] for row in rows if row["energy_j"] is not None]
+    return {
+        "stages": rows,
+        "seconds": sum(row["seconds"] for row in rows),
+        "energy_j": sum(energy) if energy else None,
+        "unet_evaluations": said.get("generate", {}).get("unet_evaluations"),
+        "images_learned_from": said.get("adapt", {}).get("images_seen", 0),
+        "images_made": found["synthetic"]["drawn"],
+        "images_kept": found["synthetic"]["kept"],
+        "classifier_steps": sum(task["steps"] for task in said.get("train", {}).get("tasks", ())),
+    }
 
 
 def answer(arms: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:

@@ -49,6 +49,9 @@ def run(context: Context) -> dict[str, Any]:
         bounds=recipe.evaluate.shot_bounds,
         warnings=_warnings(recipe, folder),
     )
+    found["cost"] = results.rounded(
+        results.cost_of({stage: folder.stage(stage) for stage in STAGES[: STAGES.index(NAME)]}, found)
+    )
     folder.write(RESULTS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     folder.write(TABLE, csv_text(found))
     for name in (RESULTS, TABLE):

@@ -13,6 +13,7 @@ from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
 from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, with_adapter
 from variegate.backends.devices import resolve_device
 from variegate.backends.folder import model_fingerprint, read_model
+from variegate.card import write_card
 from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
 from variegate.metadata import write_metadata
@@ -67,6 +68,7 @@ def run(context: Context) -> dict[str, Any]:
     if not context.recipe.refine:
         label = context.recipe.train.label
         write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa)
+        write_card(context.folder, context.recipe)
     return summarise(context.folder, spec, drawn, seconds)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from variegate.card import write_card
 from variegate.errors import RecipeError
 from variegate.executors.local import run_tasks
 from variegate.image_text import check_clip, clip_fingerprint
@@ -61,6 +62,7 @@ def run(context: Context) -> dict[str, Any]:
     refined = refine_pending(context)
     seconds = time.monotonic() - start
     write_metadata(folder, gamma=recipe.train.label.gamma, kappa=recipe.train.label.kappa)
+    write_card(folder, recipe)
     return summarise(folder, recipe, refined, seconds)
 
 

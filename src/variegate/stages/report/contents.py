@@ -179,12 +179,15 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """Wall time of one stage, and its rate where it handles images one by one."""
+    """Wall time of one stage, and its rate where it handles images one by one; memory and energy where the machine tells."""
 
     stage: str
     seconds: float
     images_per_second: float | None
     line: str
+    peak_memory_mb: float | None = None
+    gpu_memory_mb: float | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +212,69 @@ class Adapting:
     num_previews: int
     preview: str | None
     columns: tuple[tuple[str, str], ...]  # (class, prompt of the first row) of the grid
+
+
+@dataclass(frozen=True, slots=True)
+class QualityRow:
+    """One measure of the synthetic images and of real ones at equal size."""
+
+    title: str
+    meaning: str
+    synthetic: float
+    real: float
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassQuality:
+    """One class; None where it has too few images for a number. Shares in [0, 1]."""
+
+    name: str
+    images: int
+    reference: int
+    precision: float | None
+    recall: float | None
+    diversity: float | None
+    real_diversity: float | None
+    agreement: float | None
+    copies: int
+    drawn: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPair:
+    """A synthetic image that is nearly a training image, `of`."""
+
+    id: str
+    target: int
+    class_name: str
+    of: str
+    is_source: bool
+    distance: float
+    action: str
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What quality.json says; `is_current` is false where other images are kept now than were measured."""
+
+    encoder: str
+    is_current: bool
+    compared: int | None  # images a side
+    against: int | None
+    rows: tuple[QualityRow, ...]
+    agreement: float | None
+    judge_accuracy: float | None
+    per_class: tuple[ClassQuality, ...]
+    images: int
+    copies: int
+    of_source: int
+    of_other: int
+    threshold: float
+    nearest_real: float | None  # distance under which 2 % of the training images lie to another one
+    pairs: tuple[CopyPair, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +328,7 @@ class Summary:
     exhibits: tuple[Exhibit, ...]
     dropped: tuple[Dropped, ...]
     curation: str  # the curate stage's own line
+    quality: Quality | None
     costs: tuple[StageCost, ...]
     missing: tuple[Missing, ...]
 
@@ -279,12 +346,17 @@ class Summary:
     def seconds(self) -> float:
         return sum(cost.seconds for cost in self.costs)
 
+    def has(self, column: str) -> bool:
+        """Whether any stage has told this cost: peak_memory_mb, gpu_memory_mb or energy_j."""
+        return any(getattr(cost, column) is not None for cost in self.costs)
+
     @property
     def image_ids(self) -> tuple[str, ...]:
         """Every image the page needs, each once, in page order."""
         real = [image for exhibit in self.exhibits for image in exhibit.real]
         drawn = [variant.id for holder in (*self.exhibits, *self.dropped) for variant in _variants(holder)]
-        return tuple(dict.fromkeys([*real, *drawn]))
+        pairs = [image for pair in (self.quality.pairs if self.quality else ()) for image in (pair.of, pair.id)]
+        return tuple(dict.fromkeys([*real, *drawn, *pairs]))
 
 
 def _variants(holder: Exhibit | Dropped) -> tuple[Variant, ...]:

@@ -19,6 +19,7 @@ from variegate.recipe_file import load_recipe
 from variegate.records import ClassInfo, RealImage, SyntheticImage
 from variegate.stages.report import gallery, results
 from variegate.stages.report.contents import Adapting, ClassCounts, Duplicate, Missing, StageCost, Summary
+from variegate.stages.report.quality import read_quality
 from variegate.store import RunFolder
 
 Done = tuple[str, dict[str, Any], float]  # (key, summary, seconds) of a finished stage
@@ -66,6 +67,7 @@ def summarize(folder: RunFolder) -> Summary:
         exhibits=gallery.exhibits(classes, [image for image in real if image.split == "train"], synthetic, describe),
         dropped=gallery.dropped(synthetic, describe),
         curation=str(said["curate"].get("line", "")),
+        quality=read_quality(_text(folder, "quality.json"), synthetic, classes),
         costs=_costs(stages, len(real), len(synthetic)),
         missing=_missing(recipe, stages, found, synthetic),
     )
@@ -162,7 +164,8 @@ def _costs(stages: Mapping[str, Done | None], num_real: int, num_drawn: int) -> 
         if done and (name != "refine" or done[1].get("refined")):
             _, said, seconds = done
             rate = said.get("images_per_second") or (handled.get(name, 0) / seconds if seconds else 0.0)
-            costs.append(StageCost(name, seconds or 0.0, rate or None, str(said.get("line", ""))))
+            told = {key: (said.get("cost") or {}).get(key) for key in ("peak_memory_mb", "gpu_memory_mb", "energy_j")}
+            costs.append(StageCost(name, seconds or 0.0, rate or None, str(said.get("line", "")), **told))
     return tuple(costs)
 
 

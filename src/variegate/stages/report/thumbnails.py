@@ -24,8 +24,12 @@ def image_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
     classes, extension = folder.classes(), folder.meta("image_format") or "jpg"
     holders = [variants for exhibit in summary.exhibits for variants in exhibit.variants]
     holders += [example for group in summary.dropped for example in group.examples]
-    made = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in holders}
-    files = {image_id: (real | made)[image_id] for image_id in summary.image_ids}
+    copied = summary.quality.pairs if summary.quality else ()
+    made = {
+        item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in (*holders, *copied)
+    }
+    known = real | made
+    files = {image_id: known[image_id] for image_id in summary.image_ids if image_id in known}
     if folder.drawn_format is None:
         return files
     shown = [variant for exhibit in summary.exhibits for variant in exhibit.variants]

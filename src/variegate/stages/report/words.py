@@ -109,3 +109,21 @@ def file_size(num_bytes: int) -> str:
     ('412 kB', '2.4 MB')
     """
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1_000_000 else f"{num_bytes / 1e3:.0f} kB"
+
+
+def megabytes(value: float | None) -> str:
+    """Write memory given in MB.
+
+    >>> megabytes(812.3), megabytes(2400.0), megabytes(None)
+    ('812 MB', '2.4 GB', '–')
+    """
+    return NONE if value is None else f"{value / 1e3:.1f} GB" if value >= 1000 else f"{value:.0f} MB"
+
+
+def energy(value: float | None) -> str:
+    """Write energy given in joules; from a watt-hour on in those.
+
+    >>> energy(420.0), energy(7200.0), energy(None)
+    ('420 J', '2.0 Wh', '–')
+    """
+    return NONE if value is None else f"{value / 3600:.1f} Wh" if value >= 3600 else f"{value:.0f} J"

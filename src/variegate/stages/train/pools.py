@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from variegate.errors import Problem, RunFolderError
+from variegate.images import load_squares
+from variegate.near_duplicates import EDGE, looks_of, near_pairs
+from variegate.recipe import DatasetSection
 from variegate.recipe_file import load_recipe
 from variegate.records import RealImage, SyntheticImage
 from variegate.store import RunFolder
@@ -43,6 +46,37 @@ def with_pools(own: Sequence[SyntheticImage], roots: Sequence[str]) -> list[Synt
             for image in other.synthetic_images():
                 found.setdefault(image.id, replace(image, path=str(other.path(image.path))))
     return list(found.values())
+
+
+def near_duplicate_warnings(roots: Sequence[str], held_out: Sequence[RealImage], section: DatasetSection) -> list[str]:
+    """Pooled images, and real ones behind them, that are nearly the same picture as a validation or test image."""
+    warnings, known = [], _looks([Path(image.path) for image in held_out], section) if roots else []
+    for root in roots:
+        with RunFolder.read(Path(root)) as other:
+            paths = [other.path(image.path) for image in other.synthetic_images()]
+            paths += [Path(image.path) for image in _seen(other)]
+        there = [path for path in paths if path.is_file()]
+        if len(there) < len(paths):
+            text = (
+                f"{len(paths) - len(there):,} images behind {root} are gone and were not compared with the test images"
+            )
+            warnings.append(text)
+        try:
+            pairs = near_pairs(_looks(there, section), known)
+        except ValueError as exc:
+            warnings.append(f"near duplicates of test images in {root} were not looked for: {exc}")
+            continue
+        if pairs:
+            first, same = there[pairs[0][0]].name, Path(held_out[pairs[0][1]].path).name
+            text = (
+                f"{len(pairs):,} images of or behind {root} are nearly the same picture as a validation or test image"
+            )
+            warnings.append(f"{text}, so results may be too good, such as {first} ~ {same}")
+    return warnings
+
+
+def _looks(paths: Sequence[Path], section: DatasetSection) -> list[bytes]:
+    return looks_of(load_squares(paths, 2 * EDGE, section.fit, section.max_megapixels))
 
 
 def _problems(other: RunFolder, root: str, class_names: Sequence[str], held_out: Collection[str]) -> list[Problem]:

@@ -41,6 +41,7 @@ from variegate.classifier.models import (
 )
 from variegate.errors import DataError, ModelError, Problem, TaskFailed, VariegateError
 from variegate.files import file_sha256
+from variegate.leaks import SEEN, marks, seen_by, seen_problems
 from variegate.pipeline import Context
 from variegate.progress import Bar
 from variegate.recipe import ArmSection, Recipe, TrainSection
@@ -56,7 +57,7 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
-from variegate.stages.train.pools import held_out_keys, pool_problems, with_pools
+from variegate.stages.train.pools import held_out_keys, near_duplicate_warnings, pool_problems, with_pools
 from variegate.store import RunFolder
 
 NAME = "train"
@@ -115,6 +116,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collectio
     if problems:
         raise ModelError(problems)
     problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
+    problems += _leak_problems(recipe, held_out)
     if problems:
         raise DataError(problems)
     for section in sections:
@@ -158,6 +160,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
     names = tuple(info.name for info in folder.classes())
     unseen = [image for images in held_out.values() for image in images]
     problems = pool_problems(recipe.train.pools, names, held_out_keys(unseen))
+    problems += _leak_problems(recipe, held_out_keys(unseen))
     if problems:
         raise DataError(problems)
     synthetic = _synthetic_images(recipe, folder)
@@ -249,6 +252,16 @@ def _task(arm: ArmSection, seed: int, workshop: Workshop) -> Task:
 
 def _uses_synthetic(recipe: Recipe) -> bool:
     return any(arm.has_synthetic for arm in recipe.evaluate.arm_sections)
+
+
+def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
+    return [one for path in _given_weights(recipe) for one in seen_problems("train.pretrained", path, held_out)]
+
+
+def _given_weights(recipe: Recipe) -> list[Path]:
+    """Files of weights that arms start from, each once."""
+    given = [recipe.train_of(arm).pretrained for arm in recipe.evaluate.arm_sections]
+    return [Path(path) for path in dict.fromkeys(given) if isinstance(path, str)]
 
 
 def _weights_sha256(section: TrainSection) -> str:
@@ -388,6 +401,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         "cosine_scale": section.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
+        SEEN: marks(image.sha256 for image in workshop.train),
     }
     selected_by = "val" if workshop.held_out["val"] else "last step"
     log = log_lines(fitted.log, steps=workshop.steps, selected_step=fitted.selected_step, selected_by=selected_by)
@@ -436,6 +450,12 @@ def _summary(
     warnings = []
     if not workshop.held_out["val"]:
         warnings.append("there are no validation images: the weights after the last step are taken as they are")
+    if any(seen_by(path) is None for path in _given_weights(workshop.recipe)):
+        warnings.append(
+            "the file at train.pretrained does not tell which images it was made from: it may have seen test images"
+        )
+    unseen = [image for images in workshop.held_out.values() for image in images]
+    warnings += near_duplicate_warnings(workshop.recipe.train.pools, unseen, workshop.recipe.dataset)
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,

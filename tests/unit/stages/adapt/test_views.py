@@ -12,7 +12,6 @@ from adapting import learn, make_run, recipe_of, spec_of
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.images import load_squares
 from variegate.recipe import AdaptSection, DatasetSection
-from variegate.stages.adapt.copies import count_copies, nearest_distances
 from variegate.stages.adapt.views import CACHE, encode_views, mask_views
 from variegate.store import RunFolder
 
@@ -109,14 +108,3 @@ def test_masks_change_what_is_learned(tiny_sd: Path, tmp_path: Path) -> None:
     masked, ignored, absent, plain = found
     assert not same(masked, ignored) and same(ignored, plain)
     assert all(torch.allclose(absent[key], plain[key], atol=1e-6) for key in plain)
-
-
-def test_copies_of_training_images_are_counted() -> None:
-    rng = np.random.default_rng(0)
-    real = np.kron(rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
-    fresh = np.kron(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
-    copied = np.clip(real[:1].astype(int) + rng.integers(-6, 7, real[:1].shape), 0, 255).astype(np.uint8)
-    mirrored = np.ascontiguousarray(real[3:4, :, ::-1])
-    assert count_copies(np.concatenate([fresh, copied, mirrored]), real) == 2
-    assert nearest_distances(real, real).max() < 1e-6
-    assert count_copies(fresh, real[:1]) == 0

@@ -12,12 +12,12 @@ import pytest
 from pydantic import ValidationError
 from tiny_models import transformers_clip_folder  # noqa: F401 - fixture
 
+from variegate.encoders import open_encoder
 from variegate.errors import MissingExtra, ModelError, RecipeError
 from variegate.image_text import open_clip_model
 from variegate.images import load_squares
 from variegate.recipe import Recipe
 from variegate.stages.curate import stage
-from variegate.stages.curate.encoders import open_encoder
 
 BLANK = {"score": "blank"}
 

@@ -65,6 +65,7 @@ def test_results_hold_every_number_of_the_report(evaluated) -> None:
         "extra_tests",
         "warnings",
         "verdict",
+        "cost",
     ]
     assert list(found) == keys
     assert found["classes"] == ["blue", "green", "red"]

@@ -1,0 +1,155 @@
+"""Turn images into feature vectors: the drawing model's own activations, an image-text model, or any timm model.
+
+Names: `auto` (the model that draws), clip:starter, clip:NAME/WEIGHTS, clip:FOLDER (image_text.py), timm:NAME, timm:FOLDER.
+A timm folder holds config.json and model.safetensors, as timm's save_for_hf writes them; DINO is timm:vit_small_patch14_dinov2.lvd142m.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from variegate.errors import ModelError, Problem
+from variegate.files import file_sha256
+from variegate.image_text import CLIP, check_clip, clip_fingerprint, open_clip_model
+from variegate.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO, CLASSIFIER, TIMM = "auto", "classifier", "timm:"
+_WHERE = "curate.encoder"
+_TIMM_FILES = ("config.json", "model.safetensors")
+_BATCH = 32
+
+
+class Encoder(Protocol):
+    """`size_px` is the edge of the square images that `features` takes."""
+
+    @property
+    def size_px(self) -> int: ...
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [N, size_px, size_px, 3] to float32 [N, D]."""
+        ...
+
+
+def check_encoder(name: str, where: str = _WHERE) -> list[Problem]:
+    """What is wrong with an encoder's name, before anything is loaded; raises MissingExtra without open_clip."""
+    if name in (AUTO, CLASSIFIER):
+        return []
+    if name.startswith(TIMM) and name != TIMM:
+        return _timm_problems(name.removeprefix(TIMM), where)
+    if not name.startswith(CLIP) or name == CLIP:
+        known = f"auto, classifier, {CLIP}NAME/WEIGHTS, {CLIP}FOLDER, {TIMM}NAME or {TIMM}FOLDER"
+        return [Problem(where, f"unknown encoder {name!r}", f"use {known}")]
+    return check_clip(name, where)
+
+
+def encoder_fingerprint(name: str) -> list[str]:
+    """What tells one named encoder from another: the name, and the hashes of a folder's files."""
+    folder = Path(name.removeprefix(TIMM))
+    if name.startswith(TIMM) and folder.is_dir():
+        return [name, *(f"{file} {file_sha256(folder / file)}" for file in _TIMM_FILES)]
+    return clip_fingerprint(name) if name.startswith(CLIP) else [name]
+
+
+@contextmanager
+def open_encoder(name: str, recipe: Recipe, where: str = _WHERE) -> Iterator[Encoder]:
+    """Load an encoder and free it afterwards; raises ModelError with the remedy. A NAME that timm has not cached is fetched."""
+    problems = check_encoder(name, where)
+    if problems:
+        raise ModelError(problems)
+    if name.startswith(TIMM):
+        yield _timm_model(name.removeprefix(TIMM), where)
+        return
+    if name != AUTO:
+        yield open_clip_model(name, where)
+        return
+    from variegate.backends.base import resolve_backend
+    from variegate.backends.diffusion import DiffusionBackend
+
+    with DiffusionBackend.open(resolve_backend(recipe.backend)) as backend:
+        yield _Drawer(backend)
+
+
+class _Drawer:
+    """Diffusion features of the model that drew the images."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend, self.size_px = backend, backend.spec.size_px
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        return self._backend.features(pixels)
+
+
+class _Timm:
+    """A timm model without its last layer."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        config = net.pretrained_cfg
+        self._net, self.size_px = net.eval(), int(config["input_size"][-1])
+        self._mean, self._std = tuple(config["mean"]), tuple(config["std"])
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self._mean, self._std))
+            for first in range(0, len(pixels), _BATCH):
+                part = np.ascontiguousarray(pixels[first : first + _BATCH].transpose(0, 3, 1, 2))
+                found.append(self._net((torch.from_numpy(part).float() / 255.0 - mean) / std).flatten(1))
+        return torch.cat(found).numpy()
+
+
+def _timm_problems(wanted: str, where: str) -> list[Problem]:
+    folder = Path(wanted)
+    if folder.is_dir():
+        lacking = [name for name in _TIMM_FILES if not (folder / name).is_file()]
+        return [Problem(str(folder), f"has no {name}", "save it with timm's save_for_hf") for name in lacking]
+    import timm
+
+    if timm.is_model(wanted) and timm.get_pretrained_cfg(wanted) is not None:
+        return []
+    near = difflib.get_close_matches(wanted, [*timm.list_models(), *timm.list_pretrained()], n=1)
+    hint = f"did you mean {TIMM}{near[0]}?" if near else "timm.list_pretrained() shows names; a local folder works too"
+    return [Problem(where, f"no folder and no pretrained timm model is called {wanted!r}", hint)]
+
+
+def _timm_model(wanted: str, where: str) -> _Timm:
+    import timm
+
+    folder = Path(wanted)
+    name = f"local-dir:{folder}" if folder.is_dir() else wanted
+    try:
+        if folder.is_dir():
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return _Timm(timm.create_model(name, pretrained=True, num_classes=0))
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        remedy = f"go online once, or give {TIMM}FOLDER with {' and '.join(_TIMM_FILES)}"
+        raise ModelError(Problem(where, f"{wanted} could not be loaded: {reason}", remedy)) from exc
+
+
+class Reader:
+    """What an image-text model says of an image, as logits [N, K]: one for each class's text, or for and against it.
+
+    With `against` the model is asked of each class whether its own text or the other one fits better (Diff-Mix's pair of prompts,
+    arXiv 2403.19600), and the logit is the difference.
+    """
+
+    def __init__(self, name: str, texts: Sequence[str], against: Sequence[str] | None) -> None:
+        self._clip = open_clip_model(name, _WHERE)
+        self.size_px, self.is_pair = self._clip.size_px, against is not None
+        self._texts = self._clip.text_features(texts).cpu().numpy()
+        self._against = self._clip.text_features(against).cpu().numpy() if against is not None else 0.0
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        return self._clip.scale * (self._clip.features(pixels) @ (self._texts - self._against).T)

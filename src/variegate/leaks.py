@@ -1,0 +1,45 @@
+"""Weights that were learned from images which are validation or test images here are refused, by the images' hashes.
+
+variegate writes into every classifier which images it has learned from: the first 16 digits of each file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from variegate.errors import Problem
+
+SEEN = "seen"  # in the metadata of model.safetensors
+_DIGITS = 16
+
+
+def marks(hashes: Iterable[str]) -> list[str]:
+    """What is kept of SHA-256 digests, sorted; empty ones are left out."""
+    return sorted({one[:_DIGITS] for one in hashes if one})
+
+
+def seen_by(path: Path) -> list[str] | None:
+    """Marks of the images that a .safetensors file, or those in a folder, were learned from; None where no file tells."""
+    from safetensors import SafetensorError, safe_open
+
+    found: list[str] | None = None
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        try:
+            with safe_open(file, "np") as opened:
+                about = json.loads((opened.metadata() or {}).get("variegate", "{}"))
+        except (SafetensorError, OSError, ValueError):
+            continue  # whoever loads it says what is wrong with it
+        if isinstance(about, dict) and isinstance(about.get(SEEN), list):
+            found = [*(found or []), *map(str, about[SEEN])]
+    return found
+
+
+def seen_problems(where: str, path: Path, held_out: Collection[str]) -> list[Problem]:
+    """Whether weights have learned from validation or test images; `held_out` are SHA-256 digests."""
+    shared = set(seen_by(path) or ()) & set(marks(held_out))
+    if not shared:
+        return []
+    text = f"{path.name} has learned from {len(shared):,} images that are validation or test images here"
+    return [Problem(where, text, "use weights made with the data, seed, shots and splits of this run")]
