@@ -21,7 +21,7 @@ def test_an_ablation_ends_with_a_recipe_and_a_sentence_and_is_repeated_from_its_
     assert found["candidates"][found["winner"]]["seeds"] == 4
     assert {one["key"] for one in found["effects"]} == {"generate.strength", "train.mixing.fraction"}
     assert found["verdict"] in said.out
-    drawn = [path for path in (tmp_path / "study" / "runs").iterdir()]
+    drawn = list((tmp_path / "study" / "runs").iterdir())
     assert len(drawn) == 3, "settings of training alone share their images"
     assert len(list((tmp_path / "study" / "adapters").iterdir())) == 1, "and all of them one adapter"
     assert variegate("recipes", "validate", tmp_path / "study" / "recipe.yaml").status == 0
