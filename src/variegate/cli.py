@@ -229,7 +229,7 @@ def compare(
 ) -> None:
     """Compare recipes with each other and with what needs no drawing, paired, with intervals. Run again to add to it."""
     from variegate.api import compare
-    from variegate.progress import TerminalReporter
+    from variegate.progress import BriefReporter
 
     found = compare(
         data,
@@ -243,7 +243,7 @@ def compare(
         skip=_words(skip),
         overrides=overrides or (),
         workers=workers,
-        reporter_class=TerminalReporter,
+        reporter_class=BriefReporter,
     )
     if as_json:
         print(json.dumps({"folder": str(found.folder), "results": found.results}, ensure_ascii=False, indent=1))
@@ -265,6 +265,44 @@ def _numbers(option: str, text: str) -> list[int]:
             Problem(f"{option} {text}", f"{wrong[0]!r} is no number of images", f"for example {option} 5,20")
         )
     return sorted({int(word) for word in words})
+
+
+@app.command()
+def ablate(
+    data: Data = None,
+    recipe: RecipeOption = "variegate",
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", metavar="KEY=V,V", help="Values to try of a recipe key; may be repeated."),
+    ] = None,
+    trainings: Annotated[int, typer.Option("--trainings", min=1, help="Classifiers to train at most.")] = 60,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder [default: runs/NAME-ablation].")
+    ] = None,
+    overrides: Set = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Try settings of a recipe on validation images, and write the best of them as a recipe, or say: don't."""
+    from variegate.ablation.study import RECIPE, TABLE
+    from variegate.ablation.study import ablate as study
+    from variegate.progress import BriefReporter
+
+    found = study(
+        data,
+        recipe,
+        out,
+        over=over or (),
+        max_trainings=trainings,
+        overrides=overrides or (),
+        workers=workers,
+        reporter_class=BriefReporter,
+    )
+    if as_json:
+        print(json.dumps({"folder": str(found.folder), **found.results}, ensure_ascii=False, indent=1))
+        return
+    print(f"table: {found.folder / TABLE}; recipe: {found.folder / RECIPE}")
+    print(found.verdict)
 
 
 @app.command()

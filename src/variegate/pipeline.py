@@ -71,7 +71,7 @@ def run_stages(context: Context, last: str = "report") -> dict[str, dict[str, An
         done = context.folder.stage(name)
         if done and done[0] == upstream and _intact(stage, context):
             summaries[name] = done[1]
-            context.reporter.line(f"{name}: already done — {done[1]['line']}")
+            context.reporter.skipped(f"{name}: already done — {done[1]['line']}")
             continue
         start = time.monotonic()
         context.reporter.event("stage-start", stage=name)

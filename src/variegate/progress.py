@@ -19,11 +19,14 @@ class Bar(Protocol):
 
 
 class Reporter(Protocol):
-    """What stages may say. `bar` shows progress with rate and time left; `line` is one counted line; `event` is for machines."""
+    """What stages may say. `bar` shows progress with rate and time left; `line` is one counted line, `skipped` one of
+    something that was done before; `event` is for machines."""
 
     def bar(self, what: str, total: int, unit: str = "images", done: int = 0): ...  # context manager of Bar
 
     def line(self, text: str) -> None: ...
+
+    def skipped(self, text: str) -> None: ...
 
     def event(self, kind: str, **fields: Any) -> None: ...
 
@@ -64,6 +67,10 @@ class QuietReporter:
 
     def line(self, text: str) -> None:
         self.event("line", text=text)
+
+    def skipped(self, text: str) -> None:
+        """Something that was done before."""
+        self.line(text)
 
     def event(self, kind: str, **fields: Any) -> None:
         self.events.write(kind, **fields)
@@ -106,6 +113,13 @@ class TerminalReporter(QuietReporter):
         with Progress(*columns, console=Console(file=self.stream), transient=True) as progress:
             task = progress.add_task(what, total=total, completed=done, rate="")
             yield _RichBar(progress, task, unit)
+
+
+class BriefReporter(TerminalReporter):
+    """For many runs in a row: what was done before is not said again."""
+
+    def skipped(self, text: str) -> None:
+        self.event("line", text=text)
 
 
 class _RichBar:

@@ -1,0 +1,1 @@
+"""What matters for this dataset: settings of a recipe tried against each other on validation data, by successive halving."""
