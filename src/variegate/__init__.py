@@ -15,6 +15,7 @@ _HOMES = {
     "RealDataset": "variegate.data",
     "RunResult": "variegate.api",
     "SyntheticDataset": "variegate.data",
+    "ablate": "variegate.ablation.study",
     "compare": "variegate.api",
     "load_classifier": "variegate.classifier.models",
     "make_meadow": "variegate.stages.dataset.meadow",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -73,6 +74,16 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(exc, "problem", None) or str(exc)
         raise RecipeError(Problem(place, f"not valid YAML: {reason}")) from exc
+
+
+def parse_values(text: str, where: str) -> list[Any]:
+    """Values with commas between them, each read as YAML, equal ones once; raises RecipeError.
+
+    >>> parse_values("0.5,[0.3, 0.7],a b,0.5", "--over")
+    [0.5, [0.3, 0.7], 'a b']
+    """
+    different = {json.dumps(value, sort_keys=True): value for value in parse_yaml(f"[{text}]", where)}
+    return list(different.values())
 
 
 def recipe_names() -> list[str]:

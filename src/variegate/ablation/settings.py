@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from variegate.errors import Problem, RecipeError
-from variegate.recipe_file import parse_yaml
+from variegate.recipe_file import parse_values
 from variegate.records import content_id, seed_from
 
 TRAIN = "train."  # keys of a training: points that differ in these alone share their images
@@ -58,12 +58,11 @@ def parse_axis(text: str) -> tuple[str, tuple[Any, ...]]:
     ('generate.strength', (0.5, [0.3, 0.7]))
     """
     key, found, given = text.partition("=")
-    values = parse_yaml(f"[{given}]", f"--over {text}") if found else []
-    different = {json.dumps(value, sort_keys=True): value for value in values}
-    if not key.strip() or len(different) < 2:
+    values = parse_values(given, f"--over {text}") if found else []
+    if not key.strip() or len(values) < 2:
         example = "--over generate.strength=0.3,0.5,0.7"
         raise RecipeError(Problem(f"--over {text}", "is not KEY=VALUE,VALUE with two values to choose from", example))
-    return key.strip(), tuple(different.values())
+    return key.strip(), tuple(values)
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Candidate]:

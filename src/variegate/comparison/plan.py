@@ -6,14 +6,15 @@ after what it draws and a hash of its settings: the same settings are the same r
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from variegate.errors import Problem
+from variegate.errors import Problem, RecipeError
 from variegate.recipe import SAME_FOR_ALL_ARMS, ArmSection, Recipe, TrainSection, overlaid
-from variegate.recipe_file import difference
+from variegate.recipe_file import difference, parse_values
 from variegate.records import content_id
 from variegate.stages.generate.counts import images_per_class, round_half_up
 
@@ -253,7 +254,7 @@ class Curve:
 
 
 def parse_curve(text: str, names: Sequence[str]) -> Curve | Problem:
-    """Read [RECIPE:]KEY=V,V,...; without RECIPE the first one named. Commas inside brackets do not part values.
+    """Read [RECIPE:]KEY=V,V,..., values as YAML; without RECIPE the first one named.
 
     >>> parse_curve("generate.strength=0.3,0.5", ["variegate"])
     Curve(recipe='variegate', key='generate.strength', values=('0.3', '0.5'))
@@ -263,8 +264,11 @@ def parse_curve(text: str, names: Sequence[str]) -> Curve | Problem:
     where = f"--curve {text}"
     head, equals, tail = text.partition("=")
     recipe, colon, key = head.rpartition(":")
-    values = tuple(value.strip() for value in re.split(r",(?![^\[]*\])", tail) if value.strip())
-    if not equals or not key.strip() or len(set(values)) < 2:
+    try:
+        values = tuple(json.dumps(value) for value in parse_values(tail, where))
+    except RecipeError as exc:
+        return exc.problems[0]
+    if not equals or not key.strip() or len(values) < 2:
         return Problem(where, "expected [RECIPE:]KEY=V,V", "for example --curve generate.strength=0.3,0.5,0.7")
     if colon and recipe not in names:
         return Problem(where, f"{recipe!r} is none of --recipes", f"they are {', '.join(names)}")
