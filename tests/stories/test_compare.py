@@ -59,7 +59,7 @@ def method(found: dict, name: str) -> dict:
 def test_a_second_draw_only_adds_to_the_first(finished: tuple[Path, Path]) -> None:
     said = (finished[0].parent / "said-2").read_text()
     first, second = said.split("draw 2 of 2", 1)
-    assert "training: " not in first and "already done" in first
+    assert "training: " not in first and "draw 1 of 2" in first
     found = json.loads((finished[0] / "comparison.json").read_text())
     assert [draw["draw"] for draw in method(found, "real-mix")["draws"]] == [0, 1]
     assert found["schema"] == 1 and "--draws 2" in found["command"]

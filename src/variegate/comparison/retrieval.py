@@ -13,22 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
+from variegate.encoders import CLASSIFIER, Encoder, open_encoder
 from variegate.errors import DataError, Problem
 from variegate.files import write_atomic
 from variegate.images import IMAGE_EXTENSIONS, encode_image, load_rgb, load_squares, read_content
+from variegate.near_duplicates import looks_of, near_pairs
 from variegate.progress import Bar, Reporter
 from variegate.recipe import Recipe, overlaid
 from variegate.records import ClassInfo, RealImage, content_id
-from variegate.stages.curate.encoders import CLASSIFIER, Encoder, open_encoder
 from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder, synthetic_path
 
 DONE = "retrieved"  # meta key, written last
 FORMAT = "png"
-THUMB_PX = 16
-SAME_PICTURE = (
-    6.0 / 255.0
-)  # root mean square between thumbnails: a JPEG of quality 60 differs by 6, other photos by 19 or more
+LOOK_PX = 64  # edge of the squares that are compared; more than the look itself, which averages
 _SLICE = 512  # images in memory at a time
 
 
@@ -79,11 +77,8 @@ def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Prob
     known = {image.sha256: image for image in pool}
     shared = [(known[image.sha256], image) for image in held_out if image.sha256 in known]
     if not shared and held_out:
-        mine, theirs = _thumbs([image.path for image in pool]), _thumbs([Path(image.path) for image in held_out])
-        for row, image in zip(theirs, held_out, strict=True):
-            distance = np.sqrt(np.mean((mine - row) ** 2, axis=1))
-            if distance.min() < SAME_PICTURE:
-                shared.append((pool[int(distance.argmin())], image))
+        looks = [_looks(paths) for paths in ([Path(image.path) for image in held_out], [one.path for one in pool])]
+        shared = [(pool[other], held_out[one]) for one, other in near_pairs(*looks)]
     if not shared:
         return []
     own, image = shared[0]
@@ -91,9 +86,8 @@ def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Prob
     return [Problem("--pool", text, "take them out: the classifier would learn from what it is judged by")]
 
 
-def _thumbs(paths: Sequence[Path]) -> np.ndarray:
-    """float32 [N, D] in [0, 1]."""
-    return load_squares(paths, THUMB_PX, "stretch").reshape(len(paths), -1).astype(np.float32) / 255.0
+def _looks(paths: Sequence[Path]) -> list[bytes]:
+    return looks_of(load_squares(paths, LOOK_PX, "stretch"))
 
 
 def nearest(real: np.ndarray, labels: np.ndarray, pool: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
@@ -123,7 +117,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def encoder_of(recipe: Recipe) -> str:
     """The encoder that the recipe curates with; the drawing model's own features where it names none."""
-    named = [step.encoder for step in recipe.curate if step.score != "blank" and step.encoder != CLASSIFIER]
+    named = [step.encoder for step in recipe.curate if step.score.endswith("agreement") and step.encoder != CLASSIFIER]
     return named[0] if named else "auto"
 
 
