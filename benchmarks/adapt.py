@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
-from shelf import Shelf
 
 PLAIN_BATCH = 4
 RECIPE = "diff-gen"
@@ -148,7 +147,8 @@ def peak_gb() -> float:
 
 
 def agreement(options: argparse.Namespace, root: Path) -> dict:
-    from variegate.api import run
+    from variegate.api import run, settle
+    from variegate.comparison.shelf import Shelf
 
     root = options.keep or root
     judge, accuracy = make_judge(root / "judge", options.overrides)
@@ -165,8 +165,8 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
             ]
             out = root / method / str(draw)
             start = time.perf_counter()
-            keys += Shelf(root / "adapters").keys("builtin:meadow", RECIPE, keys)
-            run("builtin:meadow", RECIPE, out, overrides=keys, last="generate")
+            taught = Shelf(root / "adapters").taught(settle("builtin:meadow", RECIPE, keys))
+            run(None, taught, out, last="generate")
             found.setdefault(method, []).append(share_right(out, judge))
             print(f"{method} draw {draw}: {found[method][-1]:.3f} in {time.perf_counter() - start:.0f} s", flush=True)
     means = {method: round(100 * statistics.mean(values), 1) for method, values in found.items()}
