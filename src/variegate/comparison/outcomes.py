@@ -71,8 +71,17 @@ def read_val(root: Path, arm: ArmSection, seeds: int) -> float | None:
     """Mean validation accuracy of an arm's selected weights; None without validation images."""
     with RunFolder.read(root) as folder:
         found = read_seeds(folder, arm, range(seeds), "test", folder.real_images("test"))
-    values = [seed.val_accuracy["selected"] for seed in found]
-    return None if None in values else float(np.mean(values))  # type: ignore[arg-type]
+    return mean_if_all([seed.val_accuracy["selected"] for seed in found])
+
+
+def mean_if_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing, or all are.
+
+    >>> mean_if_all([0.25, 0.75]), mean_if_all([0.25, None]), mean_if_all([])
+    (0.5, None, None)
+    """
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def test_images(root: Path) -> list[RealImage]:

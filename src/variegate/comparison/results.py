@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from variegate.comparison.outcomes import Outcome
+from variegate.comparison.outcomes import Outcome, mean_if_all
 from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
 from variegate.stages.evaluate.results import WEIGHTS
 from variegate.statistics import (
@@ -106,7 +106,7 @@ def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict
             "accuracy": interval.mean,
             "low": max(interval.low, 0.0),
             "high": min(interval.high, 1.0),
-            "val_accuracy": _mean([value for one in outcomes for value in one.val[weights]]),
+            "val_accuracy": mean_if_all([value for one in outcomes for value in one.val[weights]]),
         }
     entry["draws"] = [
         {
@@ -157,21 +157,16 @@ def summarise_curve(points: Mapping[str, Sequence[Outcome]], values: Mapping[str
 
 
 def _point(value: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    draws = [_mean(one.val["selected"]) for one in outcomes]
+    draws = [mean_if_all(one.val["selected"]) for one in outcomes]
     known = [one for one in draws if one is not None]
     interval = over_draws(known).interval() if len(known) > 1 else None
     return {
         "value": value,
-        "val_accuracy": _mean(draws),
+        "val_accuracy": mean_if_all(draws),
         "low": max(interval.low, 0.0) if interval else None,
         "high": min(interval.high, 1.0) if interval else None,
         "draws": draws,
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 # ------------------------------------------------------------------------------------------------ in words

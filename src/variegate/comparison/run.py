@@ -224,9 +224,10 @@ class _Workshop:
             if method.kind in ("real", "classic"):
                 roots = [self.home(shots, draw, CLASSIC_RUN) for draw in range(self.wanted.asked.draws)]
                 values = [outcomes.read_val(root, method.arm, self.wanted.asked.seeds) for root in roots]
-                if None in values:
+                mean = outcomes.mean_if_all(values)
+                if mean is None:
                     return None
-                means[method.name] = sum(values) / len(values)  # type: ignore[arg-type]
+                means[method.name] = mean
         return max(means, key=lambda name: means[name])
 
     def _read(self, layout: Layout, shots: int | None, best: str | None) -> dict[str, Any]:
