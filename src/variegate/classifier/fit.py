@@ -259,7 +259,7 @@ class _Loop:
         self.mix = open_mix(mix, classifier, transport=settings.transport, autocast=compute.autocast)
         self.real_labels, self.num_classes = data.real.targets.argmax(axis=1), data.real.targets.shape[1]
         self.table = self.class_table()
-        classifier.net.to(compute.device)
+        classifier.net.to(compute.device, memory_format=torch.channels_last)  # as the images are; a fifth faster
         self.set_mode()
         self.learned = [p for p in classifier.net.parameters() if p.requires_grad]
         options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -350,7 +350,7 @@ class _Loop:
         kept = copy.copy(progress)
         kept.net, kept.log = _copy(self.classifier.net.state_dict()), list(progress.log)
         kept.optimizer = {
-            f"{index}/{name}": torch.as_tensor(value).detach().cpu().clone()
+            f"{index}/{name}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
             for index, parameter in enumerate(self.learned)
             for name, value in self.optimizer.state[parameter].items()
             if value is not None
@@ -364,9 +364,7 @@ class _Loop:
             state = {
                 key.removeprefix(prefix): value for key, value in progress.optimizer.items() if key.startswith(prefix)
             }
-            self.optimizer.state[parameter] = {
-                name: value.clone().to(parameter.device) for name, value in state.items()
-            }
+            self.optimizer.state[parameter] = {name: _laid_out_as(parameter, value) for name, value in state.items()}
         progress = copy.copy(progress)
         progress.log = list(progress.log)
         return progress
@@ -375,6 +373,13 @@ class _Loop:
 def _copy(state: State) -> State:
     """Detached from the live tensors: a reference would turn the best weights into the last ones."""
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+
+def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy on the parameter's device; in its memory format where it has its shape."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _num_classes(classifier: Classifier) -> int:
