@@ -157,7 +157,7 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
         for draw in range(options.first_draw, options.draws):
             keys = [
                 f"seed={draw}",
-                f"dataset.shots={SHOTS}",  # as in few_shot.py, with which the adapters are shared
+                f"dataset.shots={SHOTS}",
                 f"generate.per_class={options.per_class}",
                 "curate=[]",
                 *COLUMNS[method],

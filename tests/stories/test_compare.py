@@ -146,3 +146,46 @@ def test_pools_that_hold_test_images_are_refused(make_folder: Callable[..., Path
     said = compare(tmp_path / "other", "real-mix", photos, "--draws", "1", "--pool", photos)
     assert said.status == 2 and "validation or test images, such as" in said.err
     assert not list((tmp_path / "other").rglob("predictions.parquet"))
+
+
+def test_few_shot_classes_backgrounds_and_extra_tests_are_measured_apart(tmp_path: Path) -> None:
+    """Every number is that of the run's own results.json."""
+    keys = settings(
+        "dataset.meadow.n_species=3", "dataset.meadow.n_val=2", "dataset.meadow.n_test=60",
+        "dataset.meadow.n_per_species=24", "dataset.meadow.uncommon_test=true", "dataset.imbalance=12",
+        "dataset.meadow.habitat_bias=0.5",
+    )  # fmt: skip
+    out = tmp_path / "out"
+    skip = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
+    said = variegate("compare", "--recipes", "real-mix", "--draws", "1", "--out", out, *skip, *TINY, *keys)
+    assert said.status == 0, said.text
+    mine = method(json.loads((out / "comparison.json").read_text()), "real-mix")
+    parts = {part["part"]: part["accuracy"] for part in mine["parts"]}
+    run = json.loads((out / "runs" / "shots-all" / "draw-0" / mine["run"] / "results.json").read_text())
+    arm = next(arm for arm in run["arms"] if arm["arm"] == "real-mix")
+    extra = run["extra_tests"][0]
+    uncommon = next(one for one in extra["arms"] if one["arm"] == "real-mix")["selected"]["accuracy"]
+    assert parts == pytest.approx(
+        {f"{kind}-shot": part["accuracy"] for kind, part in arm["shots"].items()}
+        | {"worst group": arm["worst_group"], "worst cell": arm["worst_cell"]["accuracy"], extra["title"]: uncommon},
+        abs=1e-6,
+    )
+    assert {"few-shot", "medium-shot", "worst cell"} <= set(parts)
+    for view in ("comparison.md", "report.html", "comparison.csv"):
+        text = (out / view).read_text()
+        assert "few-shot" in text.lower() and extra["title"] in text.lower()
+
+
+def test_recipes_share_the_adapter_of_a_draw_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    learn = settings("adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0")
+    plain = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
+    asked = ("compare", "--recipes", "diff-aug,diff-mix", "--shots", "2", "--draws", "2", "--out", tmp_path / "out")
+    for _ in range(2):
+        said = variegate(*asked, *plain, *TINY, *MEADOW, *learn)
+        assert said.status == 0, said.text
+    assert "training: " not in said.text and "adapting: " not in said.text and "drawing: " not in said.text
+    adapters = list((tmp_path / "out" / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
+    assert len(adapters) == 2  # one a draw
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    learned = [method(found, name)["cost"]["seconds"]["adapt"] for name in ("diff-aug", "diff-mix")]
+    assert learned[0] == learned[1] > 0

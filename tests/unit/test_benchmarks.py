@@ -10,11 +10,6 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SMALL = [
-    "dataset.meadow.n_species=2", "dataset.meadow.n_val=1", "dataset.meadow.n_test=2", "dataset.size_px=32",
-    "backend.steps=2", "backend.guidance_scale=1", "generate.per_class=1", "generate.strength=0.5", "curate=[]",
-    "train.model=resnet-small", "train.steps=2", "train.batch=4", "train.evaluations=1",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -27,39 +22,6 @@ def last_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     return run
-
-
-def test_few_shot_of_one_draw_has_means_without_intervals(last_line) -> None:
-    recipes = ["--recipe", "none", "--recipe", "none train.augment=randaugment", "--recipe", "real-mix"]
-    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", *recipes, *SMALL)["recipes"]
-    assert found["none"]["accuracy"].keys() == {"mean", "low", "high", "draws"}  # nothing drawn, nothing gained
-    assert (found["none"]["images"], found["real-mix"]["images"]) == (0, 2)
-    assert found["real-mix"]["seconds"]["draw"] > 0 == found["real-mix"]["seconds"]["adapt"]
-    for baseline in ("none", "none train.augment=randaugment"):
-        gain = found["real-mix"]["accuracy"][f"gain over {baseline}"]
-        difference = found["real-mix"]["accuracy"]["mean"] - found[baseline]["accuracy"]["mean"]
-        assert gain["mean"] == pytest.approx(difference) and gain["low"] is None
-
-
-def test_few_shot_tells_rare_classes_and_strange_habitats_apart(last_line) -> None:
-    meadow = ["dataset.imbalance=2", "dataset.meadow.habitat_bias=1.0", "dataset.meadow.uncommon_test=true"]
-    keys = [*meadow, "evaluate.shot_bounds=[2,2]"]
-    found = last_line("few_shot.py", "--draws", "1", "--shots", "2", "--recipe", "none", *SMALL, *keys)["recipes"]
-    assert {"accuracy", "few-shot", "uncommon context"} <= found["none"].keys()
-
-
-def test_few_shot_recipes_share_an_adapter_and_kept_runs_are_taken(last_line, tmp_path: Path) -> None:
-    keys = [*SMALL, "adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0"]
-    recipes = ["--recipe", "none", "--recipe", "diff-aug", "--recipe", "diff-mix"]
-    arguments = ["--draws", "2", "--shots", "2", "--keep", str(tmp_path), *recipes, *keys]
-    found = last_line("few_shot.py", *arguments)["recipes"]
-    assert found["diff-aug"]["accuracy"]["gain over none"]["low"] is not None
-    assert found["diff-aug"]["seconds"]["adapt"] > 0
-    adapters = sorted((tmp_path / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
-    assert len(adapters) == 2  # one a draw
-    written = [path.stat().st_mtime_ns for path in adapters]
-    assert last_line("few_shot.py", *arguments)["recipes"] == found  # seconds too: nothing was done again
-    assert [path.stat().st_mtime_ns for path in adapters] == written
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own pipelines, called here for comparison

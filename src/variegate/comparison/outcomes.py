@@ -13,8 +13,9 @@ import numpy as np
 from variegate.comparison.shelf import peak_memory
 from variegate.recipe import ArmSection
 from variegate.recipe_file import load_recipe
-from variegate.records import RealImage
-from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome
+from variegate.records import RealImage, extra_tests
+from variegate.stages.evaluate.metrics import shot_classes
+from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome, TestSet, summarise_arm
 from variegate.stages.evaluate.stage import read_seeds
 from variegate.stages.report.gallery import spread
 from variegate.stages.train.pools import with_pools
@@ -32,6 +33,7 @@ class Outcome:
     val: Mapping[str, tuple[float | None, ...]]  # by weights, one a seed
     cost: Mapping[str, Any]
     synthetic: Mapping[str, int] | None  # drawn and kept; None for real images alone
+    parts: Mapping[str, float] = field(default_factory=dict)  # accuracy on parts of the test images and extra test sets
     shown: tuple[Mapping[str, Any], ...] = field(default=())
     warnings: tuple[str, ...] = ()
 
@@ -62,9 +64,33 @@ def read_outcome(
             val={weights: tuple(seed.val_accuracy[weights] for seed in found.seeds) for weights in WEIGHTS},
             cost=_cost(folder, arm, seeds, lesson),
             synthetic=_counts(folder, results) if arm.has_synthetic else None,
+            parts=_parts(folder, arm, seeds, images, found),
             shown=_shown(folder) if arm.has_synthetic else (),
             warnings=tuple(results["warnings"]),
         )
+
+
+def _parts(
+    folder: RunFolder, arm: ArmSection, seeds: int, images: Sequence[RealImage], found: ArmOutcome
+) -> dict[str, float]:
+    """What the whole hides, of the selected weights: classes with few images, rare backgrounds, test sets of their own."""
+    recipe, real = load_recipe(str(folder.root / "recipe.yaml")), folder.real_images()
+    counts = [0] * len(folder.classes())
+    for image in real:
+        counts[image.label] += image.split == "train"
+    shots = shot_classes(counts, recipe.evaluate.shot_bounds)
+    whole = summarise_arm(found, TestSet("test", images, [found], shots))
+    parts = {f"{kind}-shot": part["accuracy"] for kind, part in (whole["shots"] or {}).items()}
+    if whole["worst_group"] is not None:
+        parts["worst group"] = whole["worst_group"]
+    if whole["worst_cell"] is not None:
+        parts["worst cell"] = whole["worst_cell"]["accuracy"]
+    for split in extra_tests(image.split for image in real):
+        asked = [image for image in real if image.split == split]
+        said = ArmOutcome(arm.name, read_seeds(folder, arm, range(seeds), split, asked))
+        labels = np.array([image.label for image in asked], np.int64)
+        parts[split.removeprefix("test_").replace("_", " ")] = float(said.correct("selected", labels).mean())
+    return parts
 
 
 def read_val(root: Path, arm: ArmSection, seeds: int) -> float | None:

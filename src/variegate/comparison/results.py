@@ -86,9 +86,40 @@ def summarise(layout: Layout, found: Found, best: str | None, num_draws: int) ->
         source = method.same_as or method.name
         entry = _method(method, found[source], layout)
         entry["against"] = [entries[source] for entries in against.values() if source in entries]
+        entry["parts"] = [_part(name, found[source], found[REAL]) for name in parts_of(found)]
         entry["cost"] |= _worth(entry)
         methods.append(entry)
     return {"best_classic": best, "methods": methods, "verdict": answer(methods, best, num_draws)}
+
+
+def parts_of(found: Found) -> list[str]:
+    """Parts of the test images that every method was measured on in every draw."""
+    outcomes = [one for draws in found.values() for one in draws]
+    return [name for name in outcomes[0].parts if all(name in one.parts for one in outcomes)]
+
+
+def _part(name: str, outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> dict[str, Any]:
+    """Accuracy on a part and its gain over real images; intervals are over draws, so one draw has none.
+
+    Not corrected for their number: these say where a gain or a loss comes from, not whether there is one.
+    """
+    values, theirs = [one.parts[name] for one in outcomes], [one.parts[name] for one in real]
+    gaps = [mine - other for mine, other in zip(values, theirs, strict=True)]
+    reached, gained = _spread(values), _spread(gaps)
+    bounds = {key: None if reached[key] is None else float(np.clip(reached[key], 0.0, 1.0)) for key in ("low", "high")}
+    return {
+        "part": name,
+        "accuracy": reached["mean"],
+        **bounds,
+        "gain": {"difference": gained["mean"], "low": gained["low"], "high": gained["high"], "draws": gaps},
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {"mean": float(np.mean(values)), "low": None, "high": None}
+    found = over_draws(values).interval()
+    return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict[str, Any]:

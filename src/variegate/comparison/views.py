@@ -25,7 +25,20 @@ from variegate.stages.report.thumbnails import thumbnails
 from variegate.store import RunFolder, explained
 
 TEMPLATES = Path(__file__).parent / "templates"
-COLUMNS = ("shots", "method", "kind", "checkpoint", "measure", "baseline", "draw", "value", "low", "high", "p_holm")
+COLUMNS = (
+    "shots",
+    "method",
+    "kind",
+    "part",
+    "checkpoint",
+    "measure",
+    "baseline",
+    "draw",
+    "value",
+    "low",
+    "high",
+    "p_holm",
+)
 LOOKS = {"real": 0, "recipe": 1, "classic": 2, "combined": 4, "text-only": 3, "duplicated": 5, "retrieval": 6}
 Row = tuple[Any, ...]
 
@@ -62,7 +75,8 @@ def csv_text(found: Mapping[str, Any]) -> str:
     for part in found["shots"]:
         for method in part["methods"]:
             head = (part["shots"], method["method"], method["kind"])
-            writer.writerows((*head, *row) for row in _rows(method))
+            writer.writerows((*head, "all", *row) for row in _rows(method))
+            writer.writerows((*head, *row) for row in _part_rows(method))
     return text.getvalue()
 
 
@@ -79,6 +93,14 @@ def _rows(method: Mapping[str, Any]) -> Iterator[Row]:
             yield weights, "difference", entry["baseline"], None, *numbers
             for draw, value in enumerate(gain["draws"]):
                 yield weights, "difference", entry["baseline"], draw, value, None, None, None
+
+
+def _part_rows(method: Mapping[str, Any]) -> Iterator[Row]:
+    for part in method["parts"]:
+        for measure, baseline, numbers in (("accuracy", None, part), ("difference", REAL, part["gain"])):
+            if measure == "accuracy" or method["method"] != REAL:
+                spread = (numbers[measure], numbers["low"], numbers["high"])
+                yield part["part"], "selected", measure, baseline, None, *spread, None
 
 
 # ------------------------------------------------------------------------------------------------ Markdown and HTML

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,25 @@ def test_every_baseline_is_there_and_only_what_makes_images_meets_the_harder_one
     assert mine["cost"]["total_seconds"] == 6.0
     gain = mine["against"][0]["selected"]["difference"]
     assert mine["cost"]["gain_per_minute"] == pytest.approx(gain * 60 / 4)
+
+
+def test_a_gain_that_only_the_classes_with_few_images_have_is_seen_there() -> None:
+    rng = np.random.default_rng(6)
+    found = outcomes(rng, {REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.0}, 4)
+    for name, draws in found.items():
+        few = [0.3 + (0.2 + 0.01 * k if name == "mine" else 0.0) for k in range(4)]
+        found[name] = [replace(one, parts={"few-shot": few[k]}) for k, one in enumerate(draws)]
+    found["mine"][0] = replace(found["mine"][0], parts=found["mine"][0].parts | {"tundra": 0.5})  # not in every draw
+    methods = {one["method"]: one for one in summarise(layout(*ROWS), found, "real+cutmix", 4)["methods"]}
+    (part,) = methods["mine"]["parts"]
+    assert part["part"] == "few-shot" and part["accuracy"] == pytest.approx(0.515)
+    assert part["gain"]["draws"] == pytest.approx([0.2, 0.21, 0.22, 0.23])
+    assert 0.15 < part["gain"]["low"] < 0.215 < part["gain"]["high"] < 0.28
+    assert methods["real+cutmix"]["parts"][0]["gain"]["difference"] == 0.0
+
+
+def test_parts_of_one_draw_have_no_interval() -> None:
+    found = outcomes(np.random.default_rng(7), {REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.0}, 1)
+    found = {name: [replace(draws[0], parts={"worst cell": 0.25})] for name, draws in found.items()}
+    part = summarise(layout(*ROWS), found, "real+cutmix", 1)["methods"][3]["parts"][0]
+    assert (part["accuracy"], part["low"], part["gain"]["high"]) == (0.25, None, None)
