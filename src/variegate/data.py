@@ -119,7 +119,8 @@ class MixedDataset(Dataset):
         self.real, self.synthetic, self.policy, self.fraction, self.seed = real, synthetic, policy, fraction, seed
         ids = _ids(real, real_ids, policy)
         parents = mixing.parent_indices([record.source for record in synthetic.records], ids)
-        self._pool = mixing.Pool(synthetic.weights.numpy(), parents)
+        targets = np.array([record.target for record in synthetic.records], np.int64)
+        self._pool = mixing.Pool(synthetic.weights.numpy(), parents, targets)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -130,9 +131,9 @@ class MixedDataset(Dataset):
                 self._slots = mixing.one_pass(count, self._pool, rng)
             else:
                 order = np.arange(count, dtype=np.int64)
-                self._slots = mixing.mix(
-                    self.policy, order, self._pool, fraction=self.fraction, num_real=count, rng=rng
-                )
+                slots = mixing.mix(self.policy, order, self._pool, fraction=self.fraction, num_real=count, rng=rng)
+                # a loader shuffles, so every real image that stays keeps its own place
+                self._slots = mixing.Slots(slots.is_synthetic, np.where(slots.is_synthetic, slots.index, order))
         except ValueError as exc:
             raise DataError(Problem("MixedDataset", str(exc), "use another policy, or keep more images")) from exc
 

@@ -1,9 +1,9 @@
 """Which image fills which place of a training batch: real or synthetic, and which one, for every step in advance.
 
 replace: by an image made from the same real one (DA-Fusion, arXiv 2302.07944; weighted as in DIAGen).
-pool: by any synthetic image (Diff-Mix, arXiv 2403.19600). concat: every real and synthetic image in turn.
-Pure: arrays and generators in, arrays out. The order of the real images has its own generator, so that arms which
-share it see the same real images in the same order.
+pool: by any synthetic image (Diff-Mix, arXiv 2403.19600), its class in turn and not by chance. concat: every real and
+synthetic image in turn. Pure: arrays and generators in, arrays out. The order of the real images has its own generator,
+so that arms which share it see the same real images in the same order.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ class Pool:
 
     weights: np.ndarray  # float64 [M] >= 0; 0 = never used
     parents: np.ndarray  # int64 [M], index of the real image each was made from, -1 = none
+    targets: np.ndarray  # int64 [M], the class each was drawn for
+
+    def order(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` of its images by weight, evenly; int64 [count]."""
+        mass = np.bincount(self.targets, weights=self.weights)
+        return even_order(self.targets, mass / mass.sum(), count, rng, self.weights)
 
 
 def parent_indices(sources: Sequence[str | None], real_ids: Sequence[str]) -> np.ndarray:
@@ -87,25 +93,60 @@ def num_steps(*, steps: int | None, epochs: int | None, num_real: int, batch: in
     return max(1, math.ceil(epochs * num_real / batch))
 
 
-def real_order(num_real: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` indices in passes over the real images, each pass in a new order; int64 [count]."""
-    passes = math.ceil(count / num_real) if num_real else 0
-    order = [rng.permutation(num_real) for _ in range(passes)]
-    return np.concatenate(order)[:count].astype(np.int64) if order else np.empty(0, np.int64)
+def even_order(
+    labels: np.ndarray, shares: np.ndarray, count: int, rng: np.random.Generator, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """`count` indices into `labels` int [N]: class c at every 1 / shares[c]-th place or so, its images in whole passes.
+
+    Every stretch of n places holds n * shares[c] images of class c, give or take one: batches in which classes come by
+    chance cost up to five points with few images (docs/log.md). Places are jittered, as pairs of neighbours are mixed.
+    With `weights` float [N] a pass holds an image with probability weight / largest weight of its class. int64 [count].
+
+    >>> labels = np.array([0, 0, 1])
+    >>> labels[even_order(labels, np.array([0.5, 0.5]), 6, np.random.default_rng(0))].reshape(3, 2).sum(axis=1).tolist()
+    [1, 1, 1]
+    """
+    weights = np.ones(len(labels)) if weights is None else weights
+    classes = np.flatnonzero(shares > 0)
+    numbers = [math.ceil((count + len(classes)) * shares[label]) + 1 for label in classes]
+    times = [(np.arange(n) + rng.random(n)) / shares[label] for label, n in zip(classes, numbers, strict=True)]
+    turns = np.repeat(classes, numbers)[np.argsort(np.concatenate([*times, np.empty(0)]), kind="stable")][:count]
+    order, images, places = np.empty(len(turns), np.int64), _by_label(labels), _by_label(turns)
+    for label in classes:
+        own, here = images[label], places.get(label, turns[:0])
+        order[here] = own[_passes(weights[own], len(here), rng)]
+    return order
+
+
+def _by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each label stands."""
+    found, starts = np.unique(labels[(order := np.argsort(labels, kind="stable"))], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts)[1:], strict=True))
+
+
+def _passes(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Passes over images in ever new orders; each holds an image with probability weight / largest weight."""
+    taken, found = [np.empty(0, np.int64)], 0
+    while found < count:
+        number = math.ceil((count - found) / max(1.0, float((weights / weights.max()).sum())))
+        orders = rng.permuted(np.tile(np.arange(len(weights)), (number, 1)), axis=1)
+        taken.append(orders[rng.random(orders.shape) < (weights / weights.max())[orders]])
+        found += len(taken[-1])
+    return np.concatenate(taken)[:count]
+
+
+def real_order(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` indices in passes over the real images, the classes evenly spread in each; int64 [count]."""
+    return even_order(labels, np.bincount(labels) / max(len(labels), 1), count, rng)
 
 
 def class_order(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` indices, every class as often as the next whatever its images; those of a class come in whole passes.
+    """`count` indices, every class as often as the next whatever its images.
 
     DIAGen draws with replacement by 1 / n instead, which comes to the same on average. int64 [count].
     """
-    classes = np.unique(labels)
-    turns = classes[real_order(len(classes), count, rng)]
-    order = np.empty(count, np.int64)
-    for label in classes:
-        own, places = np.flatnonzero(labels == label), np.flatnonzero(turns == label)
-        order[places] = own[real_order(len(own), len(places), rng)]
-    return order
+    present = np.bincount(labels) > 0
+    return even_order(labels, present / max(present.sum(), 1), count, rng)
 
 
 def balanced_subset(
@@ -174,21 +215,25 @@ def mix(
     if policy == "replace":
         return _replace(order, pool, fraction, rng)
     if policy == "pool":
-        is_synthetic = rng.random(len(order)) < fraction
-        drawn = rng.choice(len(pool.weights), size=len(order), p=pool.weights / pool.weights.sum())
-        return Slots(is_synthetic, np.where(is_synthetic, drawn, order))
+        return _pool(order, pool, fraction, rng)
     return _concat(order, pool, num_real, rng)
 
 
 def synthetic_only(count: int, pool: Pool, rng: np.random.Generator) -> Slots:
-    """Passes over the synthetic images; a pass holds each with probability weight / largest weight."""
+    """Synthetic images by weight, evenly."""
     if not np.any(pool.weights > 0):
         raise ValueError("there is no synthetic image with a weight above 0")
-    share = pool.weights / pool.weights.max()
-    taken: list[np.ndarray] = []
-    while sum(map(len, taken)) < count:
-        taken.append(rng.permutation(np.flatnonzero(rng.random(len(share)) < share)))
-    return Slots(np.ones(count, bool), np.concatenate(taken)[:count].astype(np.int64))
+    return Slots(np.ones(count, bool), pool.order(count, rng))
+
+
+def _pool(order: np.ndarray, pool: Pool, fraction: float | np.ndarray, rng: np.random.Generator) -> Slots:
+    """The share of every batch as exact as whole images allow; real images go on where they were, so none is passed over."""
+    reached = np.floor(np.cumsum(np.broadcast_to(fraction, len(order))) + rng.random())
+    is_synthetic = np.diff(reached, prepend=0.0) > 0
+    index, drawn = np.empty(len(order), np.int64), int(is_synthetic.sum())
+    index[is_synthetic] = pool.order(len(order), rng)[:drawn]  # arms of other fractions begin alike
+    index[~is_synthetic] = order[: len(order) - drawn]
+    return Slots(is_synthetic, index)
 
 
 def _replace(order: np.ndarray, pool: Pool, fraction: float | np.ndarray, rng: np.random.Generator) -> Slots:

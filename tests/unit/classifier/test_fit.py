@@ -40,8 +40,8 @@ NO_VAL = dataclasses.replace(DATA, val=LabelledImages(DATA.val.pixels[:0], DATA.
 
 
 def slots(steps: int = STEPS) -> mixing.Slots:
-    order = mixing.real_order(12, steps * BATCH, np.random.default_rng(0))
-    pool = mixing.Pool(np.ones(9), np.full(9, -1))
+    order = mixing.real_order(np.arange(12), steps * BATCH, np.random.default_rng(0))
+    pool = mixing.Pool(np.ones(9), np.full(9, -1), np.arange(9))
     return mixing.mix("pool", order, pool, fraction=0.5, num_real=12, rng=np.random.default_rng(1)).shaped(steps, BATCH)
 
 
@@ -231,7 +231,7 @@ def tail_data() -> FitData:
 
 
 def tail_slots(steps: int) -> mixing.Slots:
-    order = mixing.real_order(len(LONG_TAIL), steps * BATCH, np.random.default_rng(0))
+    order = mixing.real_order(np.arange(len(LONG_TAIL)), steps * BATCH, np.random.default_rng(0))
     return mixing.real_only(order).shaped(steps, BATCH)
 
 
@@ -334,7 +334,7 @@ def test_diff_mix_fault_last_epochs_are_never_evaluated(steps: int, evaluations:
 def test_dasdiff_fault_synthetic_images_are_shown_unaugmented_when_concatenated() -> None:
     """Its added images go through the test transform. Here the same images train the same net under either name."""
     same = dataclasses.replace(DATA, synthetic=DATA.real)
-    order = mixing.real_order(12, STEPS * BATCH, np.random.default_rng(0))
+    order = mixing.real_order(np.arange(12), STEPS * BATCH, np.random.default_rng(0))
     real = mixing.real_only(order).shaped(STEPS, BATCH)
     synthetic = dataclasses.replace(real, is_synthetic=~real.is_synthetic)
     one, two = (fitting.fit(classifier(), same, slots, SETTINGS, COMPUTE) for slots in (real, synthetic))

@@ -56,7 +56,7 @@ def teach_jury(
             seed=seed,
             cosine_scale=section.cosine_scale,
         )
-        order = mixing.real_order(len(pixels), steps * section.batch, np.random.default_rng(seed))
+        order = mixing.real_order(np.asarray(truth), steps * section.batch, np.random.default_rng(seed))
         slots = mixing.real_only(order).shaped(steps, section.batch)
         fit(juror, data, slots, settings_of(section, seed), choose_compute(recipe.backend.device), on_step=on_step)
         jurors.append(juror)

@@ -336,7 +336,8 @@ def slots_of(arm: ArmSection, seed: int, workshop: Workshop) -> mixing.Slots:
     weights = np.zeros(len(workshop.synthetic), np.float64)
     weights[synthetic] = _pool_weights(section, workshop)[synthetic]
     parents = mixing.parent_indices([i.source for i in workshop.synthetic], [i.id for i in workshop.train])
-    pool, rng = mixing.Pool(weights, parents), np.random.default_rng(seed_from(base, "synthetic-order", seed))
+    pool = mixing.Pool(weights, parents, np.array([i.target for i in workshop.synthetic], np.int64))
+    rng = np.random.default_rng(seed_from(base, "synthetic-order", seed))
     if arm.images == "synthetic":
         slots = mixing.synthetic_only(count, pool, rng)
     else:
@@ -350,9 +351,10 @@ def _real_order(
     real: np.ndarray, copies: int, count: int, section: TrainSection, workshop: Workshop, rng: np.random.Generator
 ) -> np.ndarray:
     """`count` places among the arm's `real` images and their copies, as train.sample_by has them drawn."""
+    labels = np.array([image.label for image in workshop.train], np.int64)[real]
     if section.sample_by == "class":  # copies change nothing: those of a class share its turns
-        return mixing.class_order(np.array([image.label for image in workshop.train], np.int64)[real], count, rng)
-    return mixing.real_order(len(real) * (1 + copies), count, rng) % max(len(real), 1)
+        return mixing.class_order(labels, count, rng)
+    return mixing.real_order(np.tile(labels, 1 + copies), count, rng) % max(len(real), 1)
 
 
 def _pool_weights(section: TrainSection, workshop: Workshop) -> np.ndarray:

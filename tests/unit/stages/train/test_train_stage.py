@@ -146,7 +146,8 @@ def test_arms_of_a_seed_are_paired(coloured_run) -> None:
     workshop = stage._open_workshop(context.recipe, context.folder)
     real, mixed = (stage.slots_of(written_out(arm), 0, workshop) for arm in ("real", "real+synthetic"))
     assert real.index.shape == mixed.index.shape == (12, 8)
-    assert (real.index == mixed.index)[~mixed.is_synthetic].all()
+    shown = mixed.index[~mixed.is_synthetic]
+    assert (real.index.ravel()[: len(shown)] == shown).all()
     assert mixed.is_synthetic.any()
     assert (stage.slots_of(written_out("real"), 1, workshop).index != real.index).any()
 
@@ -164,7 +165,6 @@ def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) ->
     targets = np.array([image.target for image in workshop.synthetic])
     shares = np.bincount(targets[slots.index[slots.is_synthetic]]) / slots.is_synthetic.sum()
     assert shares == pytest.approx(np.array([1 / 6, 1 / 6, 1 / 2]) / (5 / 6), abs=0.06)
-    assert (stage.slots_of(written_out("real"), 0, workshop).index == slots.index)[~slots.is_synthetic].all()
 
 
 def test_a_model_trained_with_margins_is_loaded_with_its_cosine_head(coloured_run) -> None:
@@ -360,8 +360,8 @@ def test_an_arm_may_learn_in_its_own_way_and_stays_paired(coloured_run) -> None:
     assert (real.index == cut.index).all()
     assert context.recipe.train_of(arms["real+cutmix"]).mix == "cutmix"
     assert less.is_synthetic.mean() == pytest.approx(0.1, abs=0.03)
-    assert not (less.is_synthetic & ~mixed.is_synthetic).any(), "the same places, fewer of them"
-    assert (less.index == mixed.index)[less.is_synthetic].all(), "the same synthetic images"
+    fewer, more = less.index[less.is_synthetic], mixed.index[mixed.is_synthetic]
+    assert len(fewer) < len(more) and (fewer == more[: len(fewer)]).all(), "the same synthetic images in the same order"
     assert not copied.is_synthetic.any()
     models = {name: context.folder.path(f"{arm.folder}/seed-0/model.safetensors") for name, arm in arms.items()}
     assert len({file_sha256(path) for path in models.values()}) == 5
