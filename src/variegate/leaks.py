@@ -43,3 +43,9 @@ def seen_problems(where: str, path: Path, held_out: Collection[str]) -> list[Pro
         return []
     text = f"{path.name} has learned from {len(shared):,} images that are validation or test images here"
     return [Problem(where, text, "use weights made with the data, seed, shots and splits of this run")]
+
+
+def encoder_problems(where: str, encoder: str, held_out: Collection[str]) -> list[Problem]:
+    """The same of an encoder named KIND:FOLDER; other names hold no weights that were learned here."""
+    path = encoder.partition(":")[2]
+    return seen_problems(where, Path(path), held_out) if path and Path(path).is_dir() else []

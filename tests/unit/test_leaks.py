@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from variegate.errors import DataError, RecipeError
+from variegate.api import measure_quality
+from variegate.errors import DataError, ModelError, RecipeError
 from variegate.images import encode_image
 from variegate.leaks import marks, seen_by
 from variegate.stages.curate import stage as curate
@@ -67,6 +68,8 @@ def test_an_encoder_made_from_such_a_classifier_is_refused(taught: Path, coloure
     swap_splits(context)
     with pytest.raises(RecipeError, match=r"curate.0.encoder: encoder has learned from 15 images"):
         curate.run(context)
+    with pytest.raises(ModelError, match=r"encoder has learned from 15 images that are validation or test images"):
+        measure_quality(context.folder.root, f"timm:{tmp_path / 'encoder'}")
 
 
 def test_near_duplicates_of_test_images_in_a_pool_are_told(coloured_run) -> None:

@@ -21,6 +21,7 @@ from variegate.image_quality.copying import Copies, find_copies, units_of
 from variegate.image_quality.keys import images_key
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, train_judge
+from variegate.leaks import encoder_problems
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
 from variegate.records import SyntheticImage, seed_from
@@ -54,9 +55,12 @@ def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter)
         problems = [Problem(WHERE, text, "use auto, clip:... or timm:...")]
     if problems:
         raise ModelError(problems)
+    reference = [image for image in folder.real_images() if image.split in ("val", "test")]
+    leaks = encoder_problems(WHERE, encoder, [image.sha256 for image in reference if image.sha256])
+    if leaks:
+        raise ModelError(leaks)
     every = folder.synthetic_images(kept_only=False)
     kept = [image for image in every if image.action == "keep"]
-    reference = [image for image in folder.real_images() if image.split in ("val", "test")]
     if not kept:
         raise DataError(Problem(str(folder.root), "has no kept synthetic image", "draw some, or name another run"))
     seed = seed_from(recipe.seed, "quality")

@@ -17,7 +17,7 @@ from variegate.errors import Problem, RecipeError
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
-from variegate.leaks import seen_problems
+from variegate.leaks import encoder_problems
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, seed_from
@@ -112,12 +112,11 @@ def run(context: Context) -> dict[str, Any]:
 
 def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
     """Encoders in folders whose weights say that they have learned from validation or test images."""
-    problems = []
-    for place, step in enumerate(recipe.curate):
-        path = Path(step.encoder.partition(":")[2])
-        if ":" in step.encoder and path.is_dir():
-            problems += seen_problems(f"curate.{place}.encoder", path, held_out)
-    return problems
+    return [
+        problem
+        for place, step in enumerate(recipe.curate)
+        for problem in encoder_problems(f"curate.{place}.encoder", step.encoder, held_out)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ scoring
