@@ -83,6 +83,10 @@ def test_every_view_has_the_same_numbers(finished: tuple[Path, Path]) -> None:
     accuracy = method(found, "real-mix")["selected"]["accuracy"]
     page, table = (out / "report.html").read_text(), (out / "comparison.md").read_text()
     assert f"{100 * accuracy:.1f} %" in page and f"| {100 * accuracy:.1f} % |" in table
+    lines = table.splitlines()
+    heads = [(lines[k - 1], line) for k, line in enumerate(lines) if line.startswith("|---")]
+    assert heads and all(set(rule) == {"|", "-"} and head.count("|") == rule.count("|") for head, rule in heads)
+    assert "one seed only" not in page, "the intervals are over draws"
     assert page.count("data:image/webp") >= 3 and "http" not in page.split("</style>")[1]
     rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
     mine = [

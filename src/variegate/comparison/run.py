@@ -21,6 +21,7 @@ from variegate.recipe import ArmSection, Recipe
 from variegate.recipe_file import difference, dump_recipe, parse_yaml
 from variegate.records import content_id
 from variegate.stages.evaluate.results import rounded
+from variegate.stages.evaluate.stage import ONE_SEED
 from variegate.store import RunFolder, explained
 
 RECIPES, RUNS, ADAPTERS, POOL = "recipes", "runs", "adapters", "pool"
@@ -247,6 +248,8 @@ class _Workshop:
             points = {name: found[names[name]] for name in values}
             curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
         warnings = {text: None for each in found.values() for one in each for text in one.warnings}
+        if wanted.asked.draws > 1:
+            warnings.pop(ONE_SEED, None)  # intervals are over draws here
         summary = results.summarise(layout, found, best, wanted.asked.draws)
         head = {"shots": shots, "counts": outcomes.counts_of(classic[0])}
         return {**head, **summary, "curves": curves, "warnings": list(warnings)}

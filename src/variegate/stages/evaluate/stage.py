@@ -23,6 +23,7 @@ from variegate.store import RunFolder
 
 NAME = "evaluate"
 RESULTS, TABLE = "results.json", "results.csv"
+ONE_SEED = "one seed only: intervals cover other test images, not other seeds"
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
@@ -111,5 +112,5 @@ def _warnings(recipe: Recipe, folder: RunFolder) -> list[str]:
         done = folder.stage(stage)
         warnings += done[1].get("warnings", []) if done else []
     if recipe.evaluate.seeds == 1:
-        warnings.append("one seed only: intervals cover other test images, not other seeds")
+        warnings.append(ONE_SEED)
     return list(dict.fromkeys(warnings))
