@@ -105,6 +105,17 @@ def test_the_answer_names_the_recipe_that_beats_the_best_classic_augmentation() 
     assert "8 draws)" in found["verdict"]
 
 
+def test_the_answer_names_what_only_the_correction_leaves_open() -> None:
+    """One draw more would have told: a gain of the size is not passed over in silence, and not claimed either."""
+    rows = [(REAL, "real"), *((f"recipe {k}", "recipe") for k in range(12))]
+    gains = {REAL: 0.0} | {f"recipe {k}": 0.0 for k in range(12)} | {"recipe 7": 0.35}
+    found = summarise(layout(*rows), outcomes(np.random.default_rng(4), gains, 4), REAL, 4)
+    gain = next(m for m in found["methods"] if m["method"] == "recipe 7")["against"][0]["selected"]
+    assert gain["p"] < 0.05 < gain["p_holm"]
+    assert found["verdict"].startswith("No recipe was seen to beat real images alone; recipe 7 comes nearest: +")
+    assert f"correction for 12 methods (p {gain['p']:.3f}" in found["verdict"]
+
+
 def test_one_draw_says_what_it_does_not_cover() -> None:
     found = summary({REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.0}, draws=1)
     assert found["verdict"].endswith("One draw says nothing of other training images.")
