@@ -17,6 +17,7 @@ import numpy as np
 
 Policy = Literal["replace", "pool", "concat"]
 Schedule = Literal["constant", "falling", "linear", "step", "warm-up"]
+RULE = 2  # of filling batches; part of every classifier's key, as arms by different rules are not paired
 WARM_UP = 1 / 6  # of the steps: 50 of gdl_term's 300 epochs
 
 
@@ -126,11 +127,11 @@ def _by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 def _passes(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Passes over images in ever new orders; each holds an image with probability weight / largest weight."""
-    taken, found = [np.empty(0, np.int64)], 0
+    chances, taken, found = weights / weights.max(), [np.empty(0, np.int64)], 0
     while found < count:
-        number = math.ceil((count - found) / max(1.0, float((weights / weights.max()).sum())))
+        number = math.ceil((count - found) / max(1.0, float(chances.sum())))
         orders = rng.permuted(np.tile(np.arange(len(weights)), (number, 1)), axis=1)
-        taken.append(orders[rng.random(orders.shape) < (weights / weights.max())[orders]])
+        taken.append(orders[rng.random(orders.shape) < chances[orders]])
         found += len(taken[-1])
     return np.concatenate(taken)[:count]
 

@@ -13,7 +13,7 @@ import numpy as np
 from variegate.comparison.shelf import peak_memory
 from variegate.recipe import ArmSection
 from variegate.recipe_file import load_recipe
-from variegate.records import RealImage, extra_tests
+from variegate.records import RealImage
 from variegate.stages.evaluate.metrics import shot_classes
 from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome, TestSet, summarise_arm
 from variegate.stages.evaluate.stage import read_seeds
@@ -64,32 +64,33 @@ def read_outcome(
             val={weights: tuple(seed.val_accuracy[weights] for seed in found.seeds) for weights in WEIGHTS},
             cost=_cost(folder, arm, seeds, lesson),
             synthetic=_counts(folder, results) if arm.has_synthetic else None,
-            parts=_parts(folder, arm, seeds, images, found),
+            parts=_parts(folder, results, arm, seeds, TestSet("test", images, [found], _shots(folder, results))),
             shown=_shown(folder) if arm.has_synthetic else (),
             warnings=tuple(results["warnings"]),
         )
 
 
+def _shots(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, list[int]] | None:
+    """Labels of many-, medium- and few-shot classes, as the run told them apart."""
+    recipe = load_recipe(str(folder.root / "recipe.yaml"))
+    return shot_classes(results["counts"]["train"], recipe.evaluate.shot_bounds)
+
+
 def _parts(
-    folder: RunFolder, arm: ArmSection, seeds: int, images: Sequence[RealImage], found: ArmOutcome
+    folder: RunFolder, results: Mapping[str, Any], arm: ArmSection, seeds: int, test: TestSet
 ) -> dict[str, float]:
     """What the whole hides, of the selected weights: classes with few images, rare backgrounds, test sets of their own."""
-    recipe, real = load_recipe(str(folder.root / "recipe.yaml")), folder.real_images()
-    counts = [0] * len(folder.classes())
-    for image in real:
-        counts[image.label] += image.split == "train"
-    shots = shot_classes(counts, recipe.evaluate.shot_bounds)
-    whole = summarise_arm(found, TestSet("test", images, [found], shots))
+    whole = summarise_arm(test.arms[0], test)
     parts = {f"{kind}-shot": part["accuracy"] for kind, part in (whole["shots"] or {}).items()}
     if whole["worst_group"] is not None:
         parts["worst group"] = whole["worst_group"]
     if whole["worst_cell"] is not None:
         parts["worst cell"] = whole["worst_cell"]["accuracy"]
-    for split in extra_tests(image.split for image in real):
-        asked = [image for image in real if image.split == split]
-        said = ArmOutcome(arm.name, read_seeds(folder, arm, range(seeds), split, asked))
+    for extra in results["extra_tests"]:
+        asked = folder.real_images(extra["split"])
+        said = ArmOutcome(arm.name, read_seeds(folder, arm, range(seeds), extra["split"], asked))
         labels = np.array([image.label for image in asked], np.int64)
-        parts[split.removeprefix("test_").replace("_", " ")] = float(said.correct("selected", labels).mean())
+        parts[extra["title"]] = float(said.correct("selected", labels).mean())
     return parts
 
 

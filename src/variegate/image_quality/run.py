@@ -125,7 +125,8 @@ def _features(
             if mirror:
                 mirrored.append(encoder.features(np.ascontiguousarray(pixels[:, :, ::-1])))
             bar.advance(len(some))
-    return tuple(np.concatenate(parts[1:] or parts).astype(np.float64) for parts in (found, mirrored))  # type: ignore[return-value]
+    plain, flipped = (np.concatenate(parts[1:] or parts).astype(np.float64) for parts in (found, mirrored))
+    return plain, flipped
 
 
 def _at(items: Sequence[str], chosen: np.ndarray) -> list[str]:

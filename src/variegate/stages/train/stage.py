@@ -97,6 +97,7 @@ class Workshop:
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """What trained classifiers depend on besides the data and the synthetic images."""
     keys = {"train": recipe.train.model_dump(), "evaluate": recipe.evaluate.model_dump(), "seed": recipe.seed}
+    keys["rule"] = mixing.RULE
     return keys | {"weights": [_weights_sha256(recipe.train_of(arm)) for arm in recipe.evaluate.arm_sections]}
 
 
@@ -246,7 +247,7 @@ def _task(arm: ArmSection, seed: int, workshop: Workshop) -> Task:
     synthetic = [(i.id, i.weight) for i in workshop.synthetic] if arm.has_synthetic else []
     size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train_of(arm)
     weights = workshop.weights_sha256[arm.name]
-    settings = (__version__, recipe.seed, section.model_dump(), weights, size, workshop.class_names)
+    settings = (__version__, mixing.RULE, recipe.seed, section.model_dump(), weights, size, workshop.class_names)
     return Task(arm, seed, content_id(arm.images, arm.copies, seed, settings, real, synthetic))
 
 

@@ -375,6 +375,23 @@ def test_copies_of_real_images_come_equally_often(coloured_run) -> None:
     assert np.bincount(copied[:15], minlength=15).max() > 1
 
 
+def test_arms_by_another_rule_of_filling_batches_are_trained_again(
+    coloured_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a seed added later would be paired with classifiers that saw their images in another order."""
+    context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
+    stage.run(context)
+    trained: list[str] = []
+    run_task = stage._run_task
+    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    stage.run(context)
+    assert not trained
+    before = stage.inputs(context.recipe)
+    monkeypatch.setattr(stage.mixing, "RULE", stage.mixing.RULE + 1)
+    stage.run(context)
+    assert trained == ["train/real/seed-0"] and stage.inputs(context.recipe) != before
+
+
 def test_more_arms_and_seeds_train_only_what_is_new(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
     context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
     stage.run(context)
