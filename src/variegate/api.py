@@ -97,13 +97,15 @@ def compare(
     skip: Iterable[str] = (),
     overrides: Iterable[str] = (),
     workers: int = 1,
+    shard: tuple[int, int] | None = None,
     reporter_class: type[QuietReporter] = QuietReporter,
 ) -> Comparison:
     """Compare recipes with each other and with what needs no drawing, on the same draws and seeds; see docs/compare.md.
 
     A draw is one choice of the training images (the recipe's seed); `shots` are training images a class, each compared apart.
     `pool` are images to retrieve from, `curves` are [RECIPE:]KEY=V,V strings measured on validation images, `skip` names arms
-    to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. Raises UserError
+    to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. With `shard` (i, n) only
+    every n-th draw is run, from the i-th, and no results are read: n processes can share one `out`. Raises UserError
     (with every problem found) before anything slow, TaskFailed when a piece of the work fails.
     """
     from variegate.comparison.asked import Asked
@@ -120,6 +122,7 @@ def compare(
         curves=tuple(curves),
         skip=tuple(skip),
         overrides=tuple(overrides),
+        shard=shard,
     )
     return run_comparison(asked, workers=workers, reporter_class=reporter_class)
 

@@ -223,6 +223,9 @@ def compare(
             help="Leave out: randaugment, trivialaugment, mixup, cutmix, duplicated, text-only, best-classic.",
         ),
     ] = "",
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Every N-th draw, from the I-th: N machines share one DIR out.")
+    ] = "",
     overrides: Set = None,
     workers: Workers = 1,
     as_json: Json = False,
@@ -243,13 +246,24 @@ def compare(
         skip=_words(skip),
         overrides=overrides or (),
         workers=workers,
+        shard=_shard(shard),
         reporter_class=BriefReporter,
     )
     if as_json:
         print(json.dumps({"folder": str(found.folder), "results": found.results}, ensure_ascii=False, indent=1))
         return
-    print(f"report: {found.folder / 'report.html'}")
+    if found.results:
+        print(f"report: {found.folder / 'report.html'}")
     print(found.verdict)
+
+
+def _shard(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(Problem(f"--shard {text}", "is no part of a whole", "for example --shard 1/3"))
+    return int(parts[0]), int(parts[1])
 
 
 def _words(text: str) -> list[str]:

@@ -123,6 +123,9 @@ def test_everything_wrong_is_said_at_once_before_anything_is_written(
     few = variegate("compare", photos, "--recipes", "real-mix", "--shots", "2,9", "--out", tmp_path / "out", *TINY)
     assert few.status == 2 and "--shots 9: 2 classes have fewer training images" in few.err
     assert variegate("compare", "--shots", "0.5").status == 2
+    for shard, problem in (("3", "for example --shard 1/3"), ("3/2", "from 1/2 to 2/2"), ("3/3", "there are 2 draws")):
+        wrong = variegate("compare", "--draws", "2", "--shard", shard, "--out", tmp_path / "out", *MEADOW)
+        assert wrong.status == 2 and problem in wrong.err
     assert not (tmp_path / "out").exists()
 
 
@@ -180,13 +183,17 @@ def test_few_shot_classes_backgrounds_and_extra_tests_are_measured_apart(tmp_pat
         assert "few-shot" in text.lower() and extra["title"] in text.lower()
 
 
-def test_recipes_share_the_adapter_of_a_draw_and_nothing_is_done_twice(tmp_path: Path) -> None:
+def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twice(tmp_path: Path) -> None:
     learn = settings("adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0")
     plain = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
     asked = ("compare", "--recipes", "diff-aug,diff-mix", "--shots", "2", "--draws", "2", "--out", tmp_path / "out")
-    for _ in range(2):
-        said = variegate(*asked, *plain, *TINY, *MEADOW, *learn)
-        assert said.status == 0, said.text
+    for shard in ("1/2", "2/2"):
+        said = variegate(*asked, *plain, *TINY, *MEADOW, *learn, "--shard", shard)
+        assert said.status == 0 and f"draw {shard[0]} of 2" in said.text, said.text
+        assert f"draw {3 - int(shard[0])} of 2" not in said.text and "without --shard" in said.out
+    assert not (tmp_path / "out" / "report.html").exists()
+    said = variegate(*asked, *plain, *TINY, *MEADOW, *learn)
+    assert said.status == 0, said.text
     assert "training: " not in said.text and "adapting: " not in said.text and "drawing: " not in said.text
     adapters = list((tmp_path / "out" / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
     assert len(adapters) == 2  # one a draw

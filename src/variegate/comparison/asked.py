@@ -32,9 +32,20 @@ class Asked:
     curves: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    shard: tuple[int, int] | None = None  # (1, 3): the first of three machines that share the draws out
+
+    @property
+    def own_draws(self) -> list[int]:
+        """The draws that this call works through.
+
+        >>> Asked(data=None, recipes=(), draws=5, seeds=1, shard=(2, 3)).own_draws
+        [1, 4]
+        """
+        first, step = self.shard or (1, 1)
+        return list(range(first - 1, self.draws, step))
 
     def command(self) -> str:
-        """The command line that repeats the comparison."""
+        """The command line that repeats the comparison, all of it."""
         words = ["variegate", "compare", *([self.data] if self.data else []), "--recipes", ",".join(self.recipes)]
         words += ["--draws", str(self.draws), "--seeds", str(self.seeds)]
         words += ["--shots", ",".join(map(str, self.shots))] if self.shots else []
@@ -101,7 +112,19 @@ def _misspelt(asked: Asked) -> list[Problem]:
         if word not in plan.SKIPPABLE:
             known = did_you_mean(word, plan.SKIPPABLE, f"known: {', '.join(plan.SKIPPABLE)}")
             problems.append(Problem(f"--skip {word}", "is no arm that can be left out", known))
-    return problems
+    return problems + _wrong_shard(asked)
+
+
+def _wrong_shard(asked: Asked) -> list[Problem]:
+    if asked.shard is None:
+        return []
+    one, many = asked.shard
+    if not 1 <= one <= many:
+        return [Problem(f"--shard {one}/{many}", "is no part of a whole", f"from 1/{many} to {many}/{many}")]
+    if not asked.own_draws:
+        text = f"has nothing to do: there are {asked.draws} draws"
+        return [Problem(f"--shard {one}/{many}", text, f"at most --shard 1/{asked.draws}, or more --draws")]
+    return []
 
 
 def _idle_pool(asked: Asked, named: Sequence[Entry]) -> list[Problem]:

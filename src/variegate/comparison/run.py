@@ -29,14 +29,16 @@ RECIPES, RUNS, ADAPTERS, POOL = "recipes", "runs", "adapters", "pool"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where a comparison is and what it found; `results` is comparison.json."""
+    """Where a comparison is and what it found; `results` is comparison.json, None where only a shard of the draws was run."""
 
     folder: Path
-    results: dict[str, Any]
+    results: dict[str, Any] | None
 
     @cached_property
     def verdict(self) -> str:
         """One sentence for each number of shots."""
+        if self.results is None:
+            return "this shard is done; when all are, the same command without --shard writes the report"
         found = self.results["shots"]
         return "\n".join(f"{views.shots_words(one['shots'])}: {one['verdict']}" for one in found)
 
@@ -54,6 +56,10 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
             write_atomic(_recipe_path(folder, entry), dump_recipe(_timeless(entry.recipe)).encode())
     workshop = _Workshop(wanted, folder, workers, reporter_class, Shelf(folder / ADAPTERS, reporter_class))
     workshop.refuse_peeking()
+    if asked.shard:
+        for shots in wanted.shots:
+            workshop.run_shard(shots, counts[shots])
+        return Comparison(folder, None)
     answer = _assemble(wanted, [workshop.shots(shots, counts[shots]) for shots in wanted.shots])
     views.write(folder, answer)
     return Comparison(folder, answer)
@@ -151,36 +157,47 @@ class _Workshop:
             label, recipe, arm = plan.place(entry, self.wanted.base)
             if recipe.adapt.method == "file":
                 for shots in self.wanted.shots:
-                    for draw in range(self.wanted.asked.draws):
+                    for draw in self.wanted.asked.own_draws:
                         self._run(label, recipe, [arm], shots, draw, last="adapt")
 
     def shots(self, shots: int | None, counts: list[int]) -> dict[str, Any]:
         """Everything at one number of shots: an entry of comparison.json's `shots`."""
-        wanted, draws = self.wanted, range(self.wanted.asked.draws)
+        copies, extra = self._run_baselines(shots, counts)
+        best = self._best_classic(self._layout(copies, extra, None), shots)
+        layout = self._layout(copies, extra, best.removeprefix("real+") if best and best != REAL else None)
+        self._run_methods(layout, shots)
+        return self._read(layout, shots, best)
+
+    def run_shard(self, shots: int | None, counts: list[int]) -> None:
+        """Everything that can be done without the other draws; which classic augmentation is best takes them all."""
+        self._run_methods(self._layout(*self._run_baselines(shots, counts), None), shots)
+
+    def _layout(self, copies: list[int], extra: tuple[str, ArmSection] | None, best: str | None) -> Layout:
+        skip = self.wanted.asked.skip
+        return plan.lay_out(self.wanted.entries, self.wanted.base, copies=copies, retrieval=extra, best=best, skip=skip)
+
+    def _run_baselines(self, shots: int | None, counts: list[int]) -> tuple[list[int], tuple[str, ArmSection] | None]:
+        """Classifiers without drawn images; returns copies of each class, and the run and arm of retrieval if any."""
+        wanted, draws = self.wanted, self.wanted.asked.own_draws
         drawn = plan.largest(wanted.named, counts)
         copies, extra = plan.copies_of(drawn, counts), None
-        pooled: list[Recipe] = []
+        pooled: dict[int, Recipe] = {}
         if wanted.asked.pool and sum(drawn):
-            pooled, arm = [self._retrieved(shots, draw, drawn) for draw in draws], _retrieval_arm(wanted.named)
-            label = f"{RETRIEVAL}-{content_id(Path(pooled[0].train.pools[0]).name, arm.model_dump())[:8]}"
-            extra = (label, arm)
-        first = plan.lay_out(
-            wanted.entries, wanted.base, copies=copies, retrieval=extra, best=None, skip=wanted.asked.skip
-        )
+            pooled = {draw: self._retrieved(shots, draw, drawn) for draw in draws}
+            arm, name = _retrieval_arm(wanted.named), Path(pooled[draws[0]].train.pools[0]).name
+            extra = (f"{RETRIEVAL}-{content_id(name, arm.model_dump())[:8]}", arm)
+        layout = self._layout(copies, extra, None)
         for draw in draws:
-            self._run(CLASSIC_RUN, wanted.base, first.arms(CLASSIC_RUN), shots, draw)
+            self._run(CLASSIC_RUN, wanted.base, layout.arms(CLASSIC_RUN), shots, draw)
             if extra:
                 self._run(extra[0], pooled[draw], [extra[1]], shots, draw)
-        best = self._best_classic(first, shots)
-        key = best.removeprefix("real+") if best and best != REAL else None
-        layout = plan.lay_out(
-            wanted.entries, wanted.base, copies=copies, retrieval=extra, best=key, skip=wanted.asked.skip
-        )
-        for draw in draws:
+        return copies, extra
+
+    def _run_methods(self, layout: Layout, shots: int | None) -> None:
+        for draw in self.wanted.asked.own_draws:
             for label, recipe in layout.runs.items():
                 if label != CLASSIC_RUN:
                     self._run(label, recipe, layout.arms(label), shots, draw)
-        return self._read(layout, shots, best)
 
     def _run(
         self,
