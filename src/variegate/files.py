@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+FILE_THREADS = 8  # of whoever writes many files: syncing waits for the disk, not for the processor
+
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Put bytes, or pieces one after the other, in place whole or not at all: temporary name, fsync, rename, fsync of the folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Lock
 
 import numpy as np
 
@@ -91,8 +92,16 @@ class _Part:
     split: Split
 
 
-@lru_cache(maxsize=1)  # images are asked for split by split
+_drawing = Lock()  # several threads ask at once, and lru_cache would draw the part for each of them
+
+
 def _draw(part: _Part) -> Meadow:
+    with _drawing:
+        return _make(part)
+
+
+@lru_cache(maxsize=2)  # images are asked for split by split; threads may be in two of them
+def _make(part: _Part) -> Meadow:
     options, bias = part.options, part.options.habitat_bias
     return make_meadow(
         options.n_species, part.count, part.size_px, bias, seed=options.seed, draw=part.seed, split=part.split

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from variegate.backends.base import strange_data
+from variegate.files import FILE_THREADS
 from variegate.images import read_content
 from variegate.pipeline import Context
 from variegate.progress import Reporter
@@ -105,16 +107,20 @@ def _write_images(facts: DatasetFacts, folder: RunFolder, reporter: Reporter) ->
     own = sum(not isinstance(image.found.content, Path) for image in facts.images)
     if not own:
         return [_record(image, str(image.found.content), image.check.sha256) for image in facts.images]
+
+    def write(image: SplitImage) -> RealImage:
+        data = read_content(image.found.content)
+        path = _own_path(image, facts)
+        folder.write(path, data)
+        mask = image.found.mask
+        if callable(mask):
+            folder.write(_mask_path(path), mask())
+        return _record(image, path, hashlib.sha256(data).hexdigest())
+
     records = []
-    with reporter.bar("writing images", own) as bar:
-        for image in facts.images:
-            data = read_content(image.found.content)
-            path = _own_path(image, facts)
-            folder.write(path, data)
-            mask = image.found.mask
-            if callable(mask):
-                folder.write(_mask_path(path), mask())
-            records.append(_record(image, path, hashlib.sha256(data).hexdigest()))
+    with reporter.bar("writing images", own) as bar, ThreadPoolExecutor(FILE_THREADS) as writers:
+        for record in writers.map(write, facts.images):
+            records.append(record)
             bar.advance()
     return records
 

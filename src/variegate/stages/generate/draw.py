@@ -19,7 +19,7 @@ import numpy as np
 
 from variegate.backends.base import BackendSpec
 from variegate.errors import TaskFailed
-from variegate.files import write_atomic
+from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import encode_image, load_square, paste_kept
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
 from variegate.stages.generate.masks import Masking
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 SOURCES_PER_GROUP = 16
 KEPT_GROUPS = 64
 KEPT_MASKS = 512
-WRITERS = 8  # threads that encode and sync files; syncing waits for the disk, not for the processor
 CACHE = "cache/latents"
 
 
@@ -91,7 +90,7 @@ class DrawWorker:
         self.latents = SourceLatents(setup, lambda _, squares: self.backend.encode_sources(squares))
         self.repainted = lru_cache(KEPT_MASKS)(self._repainted)
         self.masked = SourceLatents(setup, self._encode_masked, setup.masks) if setup.spec.kind == "inpaint" else None
-        self.writers = ThreadPoolExecutor(WRITERS)
+        self.writers = ThreadPoolExecutor(FILE_THREADS)
 
     def __call__(self, task: DrawTask) -> Drawn:
         """Raises TaskFailed when not even a single image fits into memory."""

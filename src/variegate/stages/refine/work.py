@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from variegate.files import write_atomic
+from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import encode_image, load_rgb, load_square
 from variegate.recipe import RefineStep
 from variegate.records import ClassInfo, PlanRow, RealImage
 from variegate.stages.refine.batch import Batch
 from variegate.stages.refine.operations import open_operations, refine
 from variegate.store import drawn_path, synthetic_path
-
-THREADS = 8  # that read, decode, encode and sync files
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class RefineWorker:
         self.setup = setup
         self.threads_before = _set_threads(setup.threads) if _uses_torch(setup.steps) else None
         self.operations = open_operations(setup.steps, setup.classes, device=setup.device, dtype=setup.dtype)
-        self.files = ThreadPoolExecutor(THREADS)
+        self.files = ThreadPoolExecutor(FILE_THREADS)
 
     def __call__(self, task: RefineTask) -> Refined:
         start = time.monotonic()
