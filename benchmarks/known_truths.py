@@ -29,7 +29,7 @@ from variegate.recipe import ArmSection
 
 ARM = ArmSection(name="real", images="real")
 PLANTED = 0.05
-KEYS = ("dataset.shots=5", "dataset.size_px=32", "evaluate.seeds=2", "train.batch=32", "train.evaluations=2")
+KEYS = ("dataset.shots=5", "dataset.size_px=16", "evaluate.seeds=2", "train.batch=32", "train.evaluations=2")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

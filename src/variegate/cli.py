@@ -89,8 +89,8 @@ def _click_status(exc: Exception) -> int:
         return int(exc.exit_code)
     if type(exc).__name__ == "Abort":
         return _stopped()
-    if type(exc).__name__ == "Exit":
-        return int(exc.exit_code)  # type: ignore[attr-defined]
+    if type(exc).__name__ == "Exit" and hasattr(exc, "exit_code"):
+        return int(exc.exit_code)
     raise exc
 
 

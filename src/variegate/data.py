@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ class Sample(NamedTuple):
 
     image: Any
     target: torch.Tensor
+
+
+class LabelledImages(Protocol):
+    """Any map-style dataset of (image, label or target row); torch's own Dataset says nothing of its length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class RealDataset(Dataset):
@@ -104,7 +112,7 @@ class MixedDataset(Dataset):
 
     def __init__(
         self,
-        real: Dataset,
+        real: LabelledImages,
         synthetic: SyntheticDataset,
         policy: mixing.Policy = "pool",
         *,
@@ -125,7 +133,7 @@ class MixedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew; call it before each pass, as with torch's DistributedSampler."""
-        count, rng = len(self.real), np.random.default_rng(seed_from(self.seed, "mixed", epoch))  # type: ignore[arg-type]
+        count, rng = len(self.real), np.random.default_rng(seed_from(self.seed, "mixed", epoch))
         try:
             if self.policy == "concat":
                 self._slots = mixing.one_pass(count, self._pool, rng)
@@ -150,13 +158,13 @@ class MixedDataset(Dataset):
         return Sample(image, torch.from_numpy(labels.one_hot([int(target)], len(self.synthetic.classes))[0]))
 
 
-def _ids(real: Dataset, given: Sequence[str] | None, policy: str) -> Sequence[str]:
+def _ids(real: LabelledImages, given: Sequence[str] | None, policy: str) -> Sequence[str]:
     ids = given if given is not None else getattr(real, "ids", None)
     if ids is None and policy == "replace":
         text = "replace has to know which real image is which"
         raise DataError(Problem("MixedDataset", text, "use RealDataset, or give real_ids in the dataset's order"))
-    if ids is not None and len(ids) != len(real):  # type: ignore[arg-type]
-        raise ValueError(f"real_ids has {len(ids)} ids for {len(real)} images")  # type: ignore[arg-type]
+    if ids is not None and len(ids) != len(real):
+        raise ValueError(f"real_ids has {len(ids)} ids for {len(real)} images")
     return ids or ()
 
 

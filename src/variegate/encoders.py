@@ -93,7 +93,7 @@ class _Timm:
     """A timm model without its last layer."""
 
     def __init__(self, net: torch.nn.Module) -> None:
-        config = net.pretrained_cfg
+        config: dict[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # timm's, unknown to torch
         self._net, self.size_px = net.eval(), int(config["input_size"][-1])
         self._mean, self._std = tuple(config["mean"]), tuple(config["std"])
 

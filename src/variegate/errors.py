@@ -51,7 +51,7 @@ class UserError(VariegateError):
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         return f"{self.subject} has {count} problems\n{lines}"
 
-    def __reduce__(self):  # crosses process borders whole
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:  # crosses process borders whole
         return type(self), (self.problems,)
 
 
@@ -86,5 +86,5 @@ class TaskFailed(VariegateError):
         self.task, self.reason, self.log = task, reason, log
         super().__init__(f"{task} failed: {reason}" + (f" (log: {log})" if log else ""))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.task, self.reason, self.log)

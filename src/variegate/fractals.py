@@ -307,8 +307,8 @@ def _develop(trail: np.ndarray, uniform: np.ndarray, size_px: int) -> np.ndarray
     seen = (column >= 0) & (row >= 0)
     place = (np.arange(count)[:, None] * num_pixels + row * size_px + column)[seen]
     hits = np.bincount(place, minlength=count * num_pixels).reshape(count, num_pixels)
-    hue = np.bincount(place, weights=trail[2][seen], minlength=count * num_pixels).reshape(count, num_pixels)
-    hue = hue / np.maximum(hits, 1)
+    hues = np.bincount(place, weights=trail[2][seen], minlength=count * num_pixels).reshape(count, num_pixels)
+    hue = hues / np.maximum(hits, 1)
     bright = np.log1p(hits) / np.log1p(hits.max(axis=1, keepdims=True))  # log-density, as flames are developed
     bright = (bright ** (1.0 / 1.6))[:, :, None].astype(np.float32)
     palettes = _palettes(uniform[:, :12])

@@ -158,10 +158,9 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
 def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
     import transformers
 
-    local = {"local_files_only": True}
     kind = getattr(transformers, TRANSFORMERS[_model_type(Path(wanted, "config.json"))])
-    model = kind.from_pretrained(wanted, use_safetensors=True, **local).to(device, dtype).eval()
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(wanted, **local)
+    model = kind.from_pretrained(wanted, use_safetensors=True, local_files_only=True).to(device, dtype).eval()
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(wanted, local_files_only=True)
     path = Path(wanted, "preprocessor_config.json")
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

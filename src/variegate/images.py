@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from variegate.progress import Reporter
 
 Fit = Literal["crop", "pad", "stretch"]
-ImageFormat = Literal["jpg", "png", "webp"]
 Content = Path | Callable[[], bytes]  # an image file, or something that gives one's bytes
 
 MAX_MEGAPIXELS = 64.0
@@ -58,7 +57,7 @@ class UnreadableImage(DataError):
         self.name, self.reason = name, reason
         super().__init__(Problem(name, reason))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.name, self.reason)
 
 
@@ -385,7 +384,7 @@ def _border_colour(pixels: np.ndarray) -> tuple[int, int, int]:
 # ---------------------------------------------------------------------------------------------------- encoding
 
 
-def encode_image(pixels: np.ndarray, format: ImageFormat = "jpg") -> bytes:
+def encode_image(pixels: np.ndarray, format: str = "jpg") -> bytes:
     """uint8 [H, W, 3] as the bytes of a file: JPEG quality 95 without chroma subsampling, PNG, or lossless WebP.
 
     Equal pixels give equal bytes. Raises ValueError for another shape, type or format.
@@ -415,7 +414,9 @@ def pixels_to_float(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     import torch
 
     if isinstance(pixels, np.ndarray):
-        pixels = torch.from_numpy(np.require(pixels, requirements="CW"))  # torch takes no mirrored or read-only array
+        pixels = torch.from_numpy(
+            np.require(pixels, requirements=["C", "W"])
+        )  # torch takes no mirrored or read-only array
     values = pixels
     if values.dtype != torch.uint8 or values.ndim < 3 or values.shape[-1] != 3:
         raise ValueError(f"pixels should be uint8 [..., H, W, 3], got {values.dtype} {list(values.shape)}")

@@ -14,6 +14,7 @@ from typing import Literal
 from variegate.errors import DataError, Problem, RecipeError
 
 Kind = Literal["environments", "styles"]
+KINDS: tuple[Kind, ...] = ("environments", "styles")
 BANKS = Path(__file__).parent / "banks"
 GROUPS = "groups"  # prompts.environments: those of the images
 MAX_BYTES = 16 * 2**20

@@ -44,7 +44,7 @@ class Stage(Protocol):
 
 
 def load_stage(name: str) -> Stage:
-    return importlib.import_module(f"variegate.stages.{name}.stage")  # type: ignore[return-value]
+    return importlib.import_module(f"variegate.stages.{name}.stage")
 
 
 def _key(stage: Stage, context: Context, upstream: str) -> str:

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -22,7 +22,7 @@ class Reporter(Protocol):
     """What stages may say. `bar` shows progress with rate and time left; `line` is one counted line, `skipped` one of
     something that was done before; `event` is for machines."""
 
-    def bar(self, what: str, total: int, unit: str = "images", done: int = 0): ...  # context manager of Bar
+    def bar(self, what: str, total: int, unit: str = "images", done: int = 0) -> AbstractContextManager[Bar]: ...
 
     def line(self, text: str) -> None: ...
 

@@ -729,8 +729,10 @@ def overlaid(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     result = dict(values)
     for key, value in changes.items():
         inner = result.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        result[key] = overlaid(inner, value) if both else value  # type: ignore[arg-type]
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            result[key] = overlaid(inner, value)
+        else:
+            result[key] = value
     return result
 
 

@@ -196,18 +196,23 @@ def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, 
     return problems
 
 
-def _put(values: dict, keys: list[str], value: Any) -> None:
-    for depth, key in enumerate(keys[:-1]):
-        inner = values[int(key)] if isinstance(values, list) and key.isdigit() else values.setdefault(key, {})
+def _put(values: dict | list, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1], 1):
+        inner = values[_place(values, keys[:depth])] if isinstance(values, list) else values.setdefault(key, {})
         if not isinstance(inner, dict | list):
-            raise TypeError(f"{'.'.join(keys[: depth + 1])} is no section")
+            raise TypeError(f"{'.'.join(keys[:depth])} is no section")
         values = inner
     if isinstance(values, list):
-        if not keys[-1].isdigit() or int(keys[-1]) >= len(values):
-            raise TypeError(f"{'.'.join(keys)}: no such item in a list of {len(values)}")
-        values[int(keys[-1])] = value
+        values[_place(values, keys)] = value
     else:
         values[keys[-1]] = value
+
+
+def _place(values: list, keys: list[str]) -> int:
+    """The index that the last of the keys is."""
+    if not keys[-1].isdigit() or int(keys[-1]) >= len(values):
+        raise TypeError(f"{'.'.join(keys)}: no such item in a list of {len(values)}")
+    return int(keys[-1])
 
 
 def _explain(error: Any, origins: Mapping[str, str], shown: str) -> Problem:

@@ -237,7 +237,7 @@ class RunFolder:
         where, values = ("WHERE split = ?", (split,)) if split else ("", ())
         query = f"SELECT id, path, label, split, grp, caption, mask, width, height, sha256 FROM real {where} ORDER BY split, label, id"
         return [
-            RealImage(row[0], str(self.root / row[1]), *row[2:6], row[6] and str(self.root / row[6]), *row[7:])
+            RealImage(*(row[0], str(self.root / row[1]), *row[2:6], row[6] and str(self.root / row[6]), *row[7:]))
             for row in self.db.execute(query, values)
         ]
 
@@ -249,7 +249,7 @@ class RunFolder:
                    WHERE row >= ? AND row < ? ORDER BY row"""
         first, count = self.db.execute("SELECT first_row, num_rows FROM chunks WHERE chunk = ?", (chunk,)).fetchone()
         found = self.db.execute(query, (first, first + count))
-        return [PlanRow(*row[:-1], passes=tuple(float(one) for one in row[-1].split())) for row in found]
+        return [PlanRow(*(*row[:-1], tuple(float(one) for one in row[-1].split()))) for row in found]
 
     def pending_chunks(self) -> list[int]:
         return [row[0] for row in self.db.execute("SELECT chunk FROM chunks WHERE state != 'done' ORDER BY chunk")]

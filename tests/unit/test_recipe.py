@@ -111,6 +111,13 @@ def test_overrides_reach_into_sections_and_lists(tmp_path: Path) -> None:
     assert recipe.dataset.path == "birds"
 
 
+@pytest.mark.parametrize("place", ["3", "blank"])
+@pytest.mark.parametrize("key", ["", ".policy"])
+def test_an_override_names_an_item_that_the_list_has(tmp_path: Path, place: str, key: str) -> None:
+    said = problems(tmp_path, "curate: [{score: blank}]\n", f"curate.{place}{key}=weight")
+    assert f"curate.{place}: no such item in a list of 1" in said
+
+
 def test_a_prompt_with_braces_needs_no_quotes_after_set_and_is_told_to_in_a_file(tmp_path: Path) -> None:
     assert load_recipe("real-gen", ["prompts.text={description}"]).prompts.text == "{description}"
     assert "put quotes around" in problems(tmp_path, "prompts: {text: {name}}")

@@ -29,6 +29,7 @@ ADAPTER = "adapt"  # folder inside a run
 FACTS = "adapter.json"
 TOKENS = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # one a text encoder
 LORA = "pytorch_lora_weights.safetensors"
+Method = Literal["tokens", "lora", "tokens+lora"]
 Parts = Literal["none", "tokens", "all"]  # what of an adapter a drawing strategy uses
 
 
@@ -36,7 +37,7 @@ Parts = Literal["none", "tokens", "all"]  # what of an adapter a drawing strateg
 class AdapterFacts:
     """adapter.json. Hashes are empty where an imported adapter does not tell them."""
 
-    method: Literal["tokens", "lora", "tokens+lora"]
+    method: Method
     classes: tuple[str, ...]  # in label order
     placeholders: tuple[str, ...] = ()  # one a class, in label order; none without tokens
     vectors: int = 1  # tokens a class; 0 when they differ

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from variegate.backends.adapter import Parts, adapter_hash
 from variegate.backends.devices import (
+    Dtype,
     Machine,
     chunk_size,
     device_free_memory,
@@ -28,6 +29,7 @@ from variegate.errors import ModelError, Problem
 from variegate.recipe import BackendSection, Recipe
 from variegate.records import content_id
 
+MemoryFormat = Literal["channels-last", "contiguous"]
 PNDM_ORDER = 4  # timesteps that diffusers' PNDM goes through by Runge-Kutta, where it does not skip them
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
 
@@ -40,7 +42,7 @@ class BackendSpec:
     path: str  # the folder that holds it
     fingerprint: str
     revision: str | None
-    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype: Dtype
     device: str
     scheduler: str
     steps: int
@@ -48,7 +50,7 @@ class BackendSpec:
     size_px: int
     batch: int
     threads: int
-    memory_format: Literal["channels-last", "contiguous"]
+    memory_format: MemoryFormat
     compile: bool
     adapter: str = ""  # folder; "" draws with the model as it is
     adapter_hash: str = ""
@@ -201,11 +203,11 @@ def _is_pndm(section: BackendSection, facts: ModelFacts) -> bool:
     return section.scheduler == "pndm" or (section.scheduler == "model" and facts.scheduler == "PNDMScheduler")
 
 
-def _memory_format(requested: str, device: str) -> Literal["channels-last", "contiguous"]:
+def _memory_format(requested: MemoryFormat | Literal["auto"], device: str) -> MemoryFormat:
     """On the CPU group norms make channels-last slower (measured); on GPUs convolutions prefer it."""
     if requested == "auto":
         return "channels-last" if device.startswith("cuda") else "contiguous"
-    return requested  # type: ignore[return-value]
+    return requested
 
 
 def _size_problems(size_px: int, facts: ModelFacts) -> list[Problem]:

@@ -40,8 +40,8 @@ class Condition(NamedTuple):
 
 
 def stack_texts(texts: Sequence[Text]) -> Text:
-    pooled = None if texts[0].pooled is None else torch.stack([text.pooled for text in texts])  # type: ignore[misc]
-    return Text(torch.stack([text.tokens for text in texts]), pooled)
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Text(torch.stack([text.tokens for text in texts]), torch.stack(pooled) if pooled else None)
 
 
 class Denoiser:
@@ -155,8 +155,8 @@ class Denoiser:
         tokens, pooled, count = texts.tokens, texts.pooled, len(texts.tokens)
         if away is not None:
             tokens = torch.cat([*[away.tokens.expand(count, -1, -1)] * (ways - 1), tokens])
-            if pooled is not None:
-                pooled = torch.cat([*[away.pooled.expand(count, -1)] * (ways - 1), pooled])  # type: ignore[union-attr]
+            if pooled is not None and away.pooled is not None:
+                pooled = torch.cat([*[away.pooled.expand(count, -1)] * (ways - 1), pooled])
         if beside is not None:
             beside = beside.to(self.device, self.dtype)
             beside = torch.cat([torch.zeros_like(beside)] * (ways - 2) + [beside] * min(ways, 2))

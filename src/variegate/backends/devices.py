@@ -98,13 +98,13 @@ def resolve_device(requested: str) -> str:
     return f"cuda:{index or 0}" if kind == "cuda" else kind
 
 
-def resolve_dtype(requested: str, device: str, machine: Machine) -> Dtype:
+def resolve_dtype(requested: Dtype | Literal["auto"], device: str, machine: Machine) -> Dtype:
     """`auto`: bf16 where it is native, fp16 on older GPUs, else fp32; raises ModelError for fp16 on a CPU."""
     if requested == "fp16" and device == "cpu":
         text = "fp16 is slower than fp32 on a CPU and some operations lack it"
         raise ModelError(Problem("backend.dtype", text, "use auto, bf16 or fp32"))
     if requested != "auto":
-        return requested  # type: ignore[return-value]
+        return requested
     if device == "cpu":
         return "bf16" if machine.cpu_bf16 else "fp32"
     if device == "mps":

@@ -221,7 +221,9 @@ class DiffusionBackend:
         noises = token_noise or [None] * len(prompts)
         texts = stack_texts([self._encode_noised(*pair) for pair in zip(prompts, noises, strict=True)])
         away = self.encode_prompt(negative, negative=True) if spec.guided else None
-        rounds = [([one] * len(prompts), executed_steps(spec.steps, one)) for one in passes] or [(strengths, steps)]
+        rounds: list[tuple[Sequence[float], int]] = [(strengths, steps)]
+        if passes:
+            rounds = [([one] * len(prompts), executed_steps(spec.steps, one)) for one in passes]
         with _quiet():
             for number, (levels, executed) in enumerate(rounds):
                 noise, purpose = self.noise(seeds, PASS_PURPOSES * number), PASS_PURPOSES * number + 1
@@ -237,22 +239,21 @@ class DiffusionBackend:
 
     def _given(self, sources: torch.Tensor | None, repaint: np.ndarray | None, masked: torch.Tensor | None) -> Given:
         """What the model's kind makes of sources and masks; raises ValueError for what it cannot draw."""
-        kind = self.spec.kind
-        needed = {"text-to-image": [], "edit": [sources], "inpaint": [sources, repaint, masked]}[kind]
-        if any(one is None for one in needed) or (kind == "edit" and repaint is not None):
+        kind, mask = self.spec.kind, None
+        if repaint is not None:
+            pixels = torch.from_numpy(repaint)[:, None].float()
+            size = (self.latent_px, self.latent_px)
+            mask = torch.nn.functional.interpolate(pixels, size=size)  # nearest, as in training
+        if kind == "edit" and sources is not None and mask is None:
+            shift, scale = _latent_statistics(self._vae.config)
+            return Given(beside=sources / scale + shift)  # InstructPix2Pix was trained on unscaled latents
+        if kind == "inpaint" and sources is not None and mask is not None and masked is not None:
+            return Given(start=sources, beside=torch.cat([mask, masked], dim=1), mask=mask)
+        if kind != "text-to-image":
             raise ValueError(f"a model of kind {kind} cannot draw from this; edit needs sources, inpaint masks too")
         if sources is None:
             return Given()
-        if kind == "edit":
-            shift, scale = _latent_statistics(self._vae.config)
-            return Given(beside=sources / scale + shift)  # InstructPix2Pix was trained on unscaled latents
-        if repaint is None:
-            return Given(start=sources)
-        pixels = torch.from_numpy(repaint)[:, None].float()
-        mask = torch.nn.functional.interpolate(pixels, size=(self.latent_px, self.latent_px))  # nearest, as in training
-        if kind == "inpaint":
-            return Given(start=sources, beside=torch.cat([mask, masked], dim=1), mask=mask)  # type: ignore[list-item]
-        return Given(start=sources, kept=sources, mask=mask)
+        return Given(start=sources) if mask is None else Given(start=sources, kept=sources, mask=mask)
 
     def noise(self, seeds: Sequence[int], purpose: int = 0) -> torch.Tensor:
         """float32 [N, C, h, w]; drawn on the CPU so that every device starts from the same numbers."""

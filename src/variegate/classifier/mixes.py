@@ -31,6 +31,7 @@ def open_mix(name: str, classifier: Classifier, *, transport: bool, autocast: bo
     """The mix a recipe names, of images scaled for `classifier`; rows of targets keep their mass."""
     if name == "manifold-mixup":
         return lambda images, targets: _inside(classifier.net, images, targets)
+    mix: Callable[[torch.Tensor, torch.Tensor], Batch]
     if name == "puzzle-mix":
         mix = partial(puzzle_mix, classifier, transport=transport, autocast=autocast)
     elif name == "fractal-mixup":

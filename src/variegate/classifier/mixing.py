@@ -113,7 +113,7 @@ def even_order(
     times = [(np.arange(n) + rng.random(n)) / shares[label] for label, n in zip(classes, numbers, strict=True)]
     turns = np.repeat(classes, numbers)[np.argsort(np.concatenate([*times, np.empty(0)]), kind="stable")][:count]
     order, images, places = np.empty(len(turns), np.int64), _by_label(labels), _by_label(turns)
-    for label in classes:
+    for label in classes.tolist():
         own, here = images[label], places.get(label, turns[:0])
         order[here] = own[_passes(weights[own], len(here), rng)]
     return order

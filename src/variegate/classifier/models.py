@@ -13,6 +13,7 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,8 +70,8 @@ class ResNetSmall(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        for block in self.stages:  # every block starts as its shortcut: steadier first steps
-            nn.init.zeros_(block.norm2.weight)
+            elif isinstance(layer, _Block):  # every block starts as its shortcut: steadier first steps
+                nn.init.zeros_(layer.norm2.weight)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         maps = self.stages(F.relu(self.norm(self.stem(pixels)), inplace=True))
@@ -104,7 +105,7 @@ class _Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(after)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
 
@@ -145,7 +146,8 @@ def check_cosine_head(name: str) -> list[Problem]:
     import timm
 
     with torch.random.fork_rng(devices=[]):
-        return _head_problems(name, timm.create_model(name, num_classes=2).get_classifier())
+        net = timm.create_model(name, num_classes=2)
+        return _head_problems(name, net.get_classifier())  # type: ignore[operator]  # timm's, unknown to torch
 
 
 def _head_problems(name: str, head: object) -> list[Problem]:
@@ -220,9 +222,12 @@ def _preact(name: str, num_classes: int, size_px: int) -> Classifier:
     from timm.models.resnetv2 import ResNetV2
 
     layers, channels, stem = _PREACT[name]
-    blocks = {"basic": True, "bottle_ratio": 1.0, "conv_layer": create_conv2d, "norm_layer": BatchNormAct2d}
-    net = ResNetV2(list(layers), channels, num_classes, stem_chs=stem, **blocks)
-    net.stem, net.head = _stem(stem, size_px), ClassifierHead(net.num_features, num_classes)
+    net = ResNetV2(
+        list(layers), channels, num_classes, stem_chs=stem,
+        basic=True, bottle_ratio=1.0, conv_layer=create_conv2d, norm_layer=BatchNormAct2d,
+    )  # fmt: skip
+    net.set_submodule("stem", _stem(stem, size_px))
+    net.head = ClassifierHead(net.num_features, num_classes)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -233,7 +238,7 @@ def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> C
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    options = {"img_size": size_px} if config is not None and config.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": size_px} if config is not None and config.fixed_input_size else {}
     try:
         net = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=3, **options)
     except (OSError, RuntimeError, ValueError, AssertionError, TypeError) as exc:
@@ -243,7 +248,7 @@ def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> C
         text = f"the weights of {name} could not be fetched: {_first_line(exc)}"
         remedy = "go online once, set train.pretrained to a safetensors file, or to false"
         raise ModelError(Problem("train.pretrained", text, remedy)) from exc
-    head = net.get_classifier()
+    head = net.get_classifier()  # type: ignore[operator]  # timm's, unknown to torch
     if not isinstance(head, nn.Module):
         raise ModelError(Problem("train.model", f"{name} has more than one last layer", "choose another model"))
     mean, std = _published_scaling(name) if pretrained else _OWN_MEAN_STD
@@ -336,8 +341,9 @@ def _stages(net: nn.Module) -> tuple[list[str], list[nn.Module]]:
     """Names of the children that hold the stages, and the stages."""
     children = dict(net.named_children())
     for name in ("stages", "blocks", "layers"):
-        if isinstance(children.get(name), nn.Sequential | nn.ModuleList) and len(children[name]):
-            return [name], list(children[name].children())
+        stages = children.get(name)
+        if isinstance(stages, nn.Sequential | nn.ModuleList) and len(stages):
+            return [name], list(stages.children())
     names = [name for name in children if name.startswith("layer") and name.removeprefix("layer").isdecimal()]
     if not names:
         text = f"{type(net).__name__} has no stages or blocks to tell apart"

@@ -106,7 +106,8 @@ def _part(name: str, outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> di
     values, theirs = [one.parts[name] for one in outcomes], [one.parts[name] for one in real]
     gaps = [mine - other for mine, other in zip(values, theirs, strict=True)]
     reached, gained = _spread(values), _spread(gaps)
-    bounds = {key: None if reached[key] is None else float(np.clip(reached[key], 0.0, 1.0)) for key in ("low", "high")}
+    edges = ((key, reached[key]) for key in ("low", "high"))
+    bounds = {key: None if edge is None else float(np.clip(edge, 0.0, 1.0)) for key, edge in edges}
     return {
         "part": name,
         "accuracy": reached["mean"],

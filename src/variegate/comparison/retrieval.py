@@ -166,7 +166,7 @@ def _features(encoder: Encoder, recipe: Recipe, paths: Sequence[Path], bar: Bar 
 
 def _write(folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int, Sequence[PoolImage]]) -> None:
     """Files first, then all rows at once: images of one chunk that was drawn from nothing."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for info in classes:
         for image in chosen[info.label]:
             image_id = content_id(DONE, image.sha256, info.label)

@@ -202,9 +202,10 @@ def _send(pipe: Connection, answer: tuple[str, Any]) -> None:
 def _end_with_parent() -> None:
     """Leave at once when the parent is gone, even in the middle of a task."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is a child"
 
     def watch() -> None:
-        wait([parent.sentinel])  # type: ignore[union-attr]
+        wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

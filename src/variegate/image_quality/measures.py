@@ -50,7 +50,8 @@ def kid(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return float(value), float(np.sqrt(spread))
 
 
-def _mmd(xx, yy, xy, n: int, m: int):
+def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, n: int, m: int) -> np.ndarray:
+    """Of sums of kernel values; where one is a row of sums, a value for each."""
     return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2.0 * xy / (n * m)
 
 

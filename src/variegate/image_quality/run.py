@@ -144,8 +144,8 @@ def halves(labels: np.ndarray, units: Sequence[str], rng: np.random.Generator) -
     order = [list(members.values())[k] for k in rng.permutation(len(members))]
     order.sort(key=lambda unit: (labels[unit[0]], -len(unit)))  # stable: by chance among equals
     sides: tuple[list[int], list[int]] = ([], [])
-    for unit in order:
-        sides[len(sides[1]) < len(sides[0])].extend(unit)
+    for together in order:
+        sides[len(sides[1]) < len(sides[0])].extend(together)
     return np.array(sorted(sides[0]), np.int64), np.array(sorted(sides[1]), np.int64)
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,13 @@ def _read_weights(path: Path, names: tuple[str, ...] | None, base: Path | None, 
 
     weights = read_weights(path)
     keys = list(weights.values)
-    options = {"files": [path], "classes": names, "base": base, "base_name": base_name}
+    adapter = partial(adapter_found, files=[path], classes=names, base=base, base_name=base_name)
     if is_tokens(keys):
-        return adapter_found((path, read_tokens(weights)), None, **options)
+        return adapter((path, read_tokens(weights)), None)
     if is_probe(keys):
         return probe_found(weights, names)
     if is_lora(keys):
-        return adapter_found(None, (path, read_lora(weights)), **options)
+        return adapter(None, (path, read_lora(weights)))
     if is_unet(keys):
         return unet_found(weights, base)
     raise ModelError(unknown_keys(keys, path, "this file (no tokens, no LoRA, no filter, no U-Net)"))

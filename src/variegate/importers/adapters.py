@@ -40,7 +40,8 @@ def adapter_found(
     if problems:
         raise ModelError(problems)
     kind = "+".join(word for word, part in (("tokens", tokens), ("lora", lora)) if part)
-    system = " with ".join(dict.fromkeys(part.system for _, part in filter(None, (tokens, lora))))
+    parts: tuple[tuple[Path, Tokens | Lora] | None, ...] = (tokens, lora)
+    system = " with ".join(dict.fromkeys(part[1].system for part in parts if part))
     notes = [*notes, *_token_notes(tokens, names), *_lora_notes(lora)]
     if base is None:
         notes.append("no --base given: whether it fits the model is checked when drawing")

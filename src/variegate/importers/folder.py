@@ -63,12 +63,14 @@ def _load(root: Path, parts: Parts) -> list[Weights]:
             parts.left_out.append(f"{path.name} (is no weight file)")
         else:
             keys = weight_keys(path)
-            weights = read_weights(path) if keys is None or _is_wanted(keys) else None
-            if weights is not None and _is_wanted(list(weights.values)):
+            weights = None
+            if keys is None or _is_wanted(keys):
+                weights = read_weights(path)
+                keys = list(weights.values)
+            if weights is not None and _is_wanted(keys):
                 loaded.append(weights)
             else:
-                count = len(keys if weights is None else weights.values)
-                parts.left_out.append(f"{path.name} ({count:,} keys that are neither tokens nor LoRA)")
+                parts.left_out.append(f"{path.name} ({len(keys):,} keys that are neither tokens nor LoRA)")
     return loaded
 
 

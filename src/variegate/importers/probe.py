@@ -86,7 +86,7 @@ def _key_problems(values: Mapping[str, Any], path: Path) -> list[Problem]:
     if missing:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10:,} more" if len(missing) > 10 else "")
         problems.append(Problem(str(path), f"lacks {len(missing):,} keys: {shown}", REMEDY))
-    head = getattr(values.get("out.weight"), "shape", ())
+    head: Sequence[int] = getattr(values.get("out.weight"), "shape", ())
     shapes = expected | ({"out.weight": (head[0], 2048), "out.bias": (head[0],)} if len(head) == 2 else {})
     wrong = [
         f"{key} {list(values[key].shape)} against {list(shape)}"

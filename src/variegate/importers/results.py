@@ -22,17 +22,18 @@ Row = tuple[int, int, int, float, str, str]  # in the order of COLUMNS
 
 def results_found(path: Path) -> Found:
     """Read and summarise; raises DataError with every wrong row."""
-    rows, problems = [], []
+    rows: list[Row] = []
+    problems = []
     for line, values in read_rows(path, COLUMNS, ","):
         try:
-            numbers = [int(float(values[name])) for name in COLUMNS[:3]]
+            seed, shots, epoch = (int(float(values[name])) for name in COLUMNS[:3])
             value = float(values["value"])
         except ValueError as exc:
             problems.append(Problem(f"{path} line {line}", f"has no number where one is needed ({exc})", "correct it"))
             continue
         if not math.isfinite(value):
             problems.append(Problem(f"{path} line {line}", f"value is {values['value']}", "correct it"))
-        rows.append((*numbers, value, values["metric"], values["split"]))
+        rows.append((seed, shots, epoch, value, values["metric"], values["split"]))
     if problems:
         raise DataError(shortened(problems, path))
     summary = summarise(rows)

@@ -180,11 +180,11 @@ class Fit:
 
     def _sum_gradients(self) -> None:
         """All of them in one message: hundreds of small ones would wait for each other."""
-        gradients = [parameter.grad for parameter in self.parameters.values()]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])  # type: ignore[union-attr]
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         self.team.sum_(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):  # type: ignore[union-attr]
-            gradient.copy_(part.view_as(gradient))  # type: ignore[union-attr]
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def _batch(self, views: Views, step: int, size: int, purpose: str) -> Batch:
         return sample_batch(
@@ -379,7 +379,8 @@ class _swapped:
     """Other values in place of parameters for a block."""
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-        self.parameters, self.values, self.kept = parameters, values, {}
+        self.parameters, self.values = parameters, values
+        self.kept: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> None:
         for name, value in self.values.items():

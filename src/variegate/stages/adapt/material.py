@@ -91,7 +91,7 @@ def training_spec(recipe: Recipe) -> BackendSpec:
     spec = resolve_backend(training_section(recipe))
     dtype = recipe.adapt.dtype
     if dtype == "auto":
-        dtype = "fp32" if spec.dtype == "fp16" else spec.dtype  # type: ignore[assignment]
+        dtype = "fp32" if spec.dtype == "fp16" else spec.dtype
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a team on this machine share its cores
     threads = max(spec.threads // together, 1)
-    return replace(spec, dtype=dtype, compile=False, threads=threads)  # type: ignore[arg-type]
+    return replace(spec, dtype=dtype, compile=False, threads=threads)

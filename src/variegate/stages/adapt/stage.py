@@ -16,6 +16,7 @@ from variegate.backends.adapter import (
     LORA,
     TOKENS,
     AdapterFacts,
+    Method,
     adapter_hash,
     check_fit,
     read_adapter,
@@ -83,9 +84,10 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
         raise ModelError(Problem("adapt.model", text, remedy))
-    problems = [_first_word_problem(recipe, model, classes), _target_problem(recipe, model)]
-    if any(problems):
-        raise ModelError([problem for problem in problems if problem])
+    found = (_first_word_problem(recipe, model, classes), _target_problem(recipe, model))
+    problems = [problem for problem in found if problem]
+    if problems:
+        raise ModelError(problems)
     has_masks = recipe.dataset.path == "builtin:meadow" or recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet"))
     if section.mask == "foreground" and not has_masks:
         raise DataError(
@@ -135,7 +137,7 @@ def run(context: Context) -> dict[str, Any]:
         return {"line": "nothing to learn: the model draws as it is", "method": "none"}
     if section.method == "file":
         return _take(context)
-    return _learn(context)
+    return _learn(context, section.method)
 
 
 # ------------------------------------------------------------------------------------------ an adapter that exists
@@ -178,7 +180,7 @@ def _register(folder: RunFolder) -> None:
 # ------------------------------------------------------------------------------------------ learning
 
 
-def _learn(context: Context) -> dict[str, Any]:
+def _learn(context: Context, method: Method) -> dict[str, Any]:
     from variegate.backends.diffusion import DiffusionBackend
     from variegate.stages.adapt.learn import Course
 
@@ -196,7 +198,7 @@ def _learn(context: Context) -> dict[str, Any]:
         course = Course(context, backend, material, key)
         course.run()
         facts = AdapterFacts(
-            method=recipe.adapt.method,  # type: ignore[arg-type]
+            method=method,
             classes=tuple(info.name for info in material.classes),
             placeholders=material.placeholders,
             vectors=recipe.adapt.vectors,

@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from variegate.backends.adapter import expand, text_encoders
-from variegate.backends.denoise import Text
+from variegate.backends.denoise import Text, stack_texts
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import ModelError, Problem
 from variegate.recipe import AdaptSection
@@ -100,7 +100,8 @@ class Trainee:
 
         section = self.section
         targets = TARGETS[section.targets] if isinstance(section.targets, str) else section.targets
-        settings = {"r": section.rank, "lora_alpha": section.alpha or section.rank, "lora_dropout": section.dropout}
+        alpha = section.alpha or section.rank
+        settings: dict[str, Any] = {"r": section.rank, "lora_alpha": alpha, "lora_dropout": section.dropout}
         try:
             self.unet.add_adapter(LoraConfig(**settings, target_modules=list(targets)), LORA_NAME)
         except ValueError as exc:
@@ -210,9 +211,7 @@ class Trainee:
             for caption in missing:
                 text = self._encode([caption])
                 self._texts[caption] = Text(text.tokens[0], None if text.pooled is None else text.pooled[0])
-        found = [self._texts[caption] for caption in captions]
-        pooled = None if found[0].pooled is None else torch.stack([text.pooled for text in found])  # type: ignore[misc]
-        return Text(torch.stack([text.tokens for text in found]), pooled)
+        return stack_texts([self._texts[caption] for caption in captions])
 
     def _encode(self, captions: Sequence[str]) -> Text:
         """As diffusers' encode_prompt: the last hidden state, or SDXL's last but one of both encoders."""

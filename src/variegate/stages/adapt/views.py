@@ -5,7 +5,7 @@ A crop is of the user's picture, not of the small square, so it keeps its sharpn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def encode_views(
     dataset: DatasetSection,
     *,
     seed: int,
-    advance=lambda count: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> torch.Tensor:
     """Scaled latents float16 [N, views, C, h, w], view = crop * 2 + mirrored (or crop, without flips); crop 0 is the whole."""
     spec, parts = backend.spec, []

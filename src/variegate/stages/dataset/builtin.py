@@ -57,13 +57,13 @@ def _meadow(dataset: DatasetSection, seed: int) -> Listing:
     images = []
     for split, count in counts.items():
         part = _Part(options, count, size_px, seed, split)
-        for species, class_name in enumerate(names):
+        for number, class_name in enumerate(names):
             for index in range(count):
-                place = species * count + index
-                png, mask, notes = (partial(what, part, place) for what in (_meadow_png, _meadow_mask, _meadow_notes))
-                masked = mask if split in _MASKED else None
+                place = number * count + index
+                png, notes = partial(_meadow_png, part, place), partial(_meadow_notes, part, place)
+                mask = partial(_meadow_mask, part, place) if split in _MASKED else None
                 name = f"{split}/{class_name}/{index:04d}"
-                images.append(FoundImage(name, class_name, split, png, mask=masked, notes=notes))
+                images.append(FoundImage(name, class_name, split, png, mask=mask, notes=notes))
     images.sort(key=lambda image: image.name)
     species = meadow_species(options.n_species, options.seed)
     # A description stands in for a name: "a photo of a {description}" is then what describe says.

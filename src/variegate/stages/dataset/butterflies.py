@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 COLOURS = {
     "white": (0.96, 0.96, 0.93),
@@ -223,7 +224,9 @@ def _butterfly_layer(species: Species, pose: Pose, size_px: int) -> tuple[np.nda
     return _shrink(paint, fine), _shrink(cover, fine)
 
 
-def _wing_coordinates(x: np.ndarray, y: np.ndarray, pose: Pose, lobes: tuple[Lobe, Lobe]):
+def _wing_coordinates(
+    x: np.ndarray, y: np.ndarray, pose: Pose, lobes: tuple[Lobe, Lobe]
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Picture coordinates in [0, 1] to lateral, along the body, and the picture-size of one unit of length."""
     half_width = max(float((lobe.radius * np.cos(_ANGLES)).max()) for lobe in lobes)
     top = float((lobes[0].radius * np.sin(_ANGLES)).max())
@@ -430,17 +433,17 @@ def _noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, cells: int) -
     return top + fy * (low - top)
 
 
-def _mix(low, high, share: np.ndarray) -> np.ndarray:
+def _mix(low: ArrayLike, high: ArrayLike, share: np.ndarray) -> np.ndarray:
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
     return low + (high - low) * share[..., None].astype(np.float32)
 
 
-def _step(inside: np.ndarray, width) -> np.ndarray:
+def _step(inside: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     """0 outside, 1 inside, a ramp of `width` between."""
     return np.clip(inside / width + 0.5, 0, 1)
 
 
-def _blend(colour: np.ndarray, share: np.ndarray, paint) -> None:
+def _blend(colour: np.ndarray, share: np.ndarray, paint: ArrayLike) -> None:
     colour += share[:, None] * (np.asarray(paint, np.float32) - colour)
 
 

@@ -17,7 +17,7 @@ SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "train-val", "train_val", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
-}  # type: ignore[assignment]
+}
 EXTRA_TEST = re.compile(r"test_[a-z0-9_]{1,60}")
 SPLIT_ORDER: tuple[Split, ...] = ("train", "val", "test")
 

@@ -6,8 +6,9 @@ Pose, light, habitat and a blade of grass in front are nuisance. Drawing itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -296,7 +297,8 @@ def _with_changed_mark(species: Species, rng: np.random.Generator) -> Species:
     """One small mark changed; a change that the species has no mark for becomes one of the number of spots."""
     change = _pick(rng, _CHANGES)
     if change.endswith("_colour") and getattr(species, change) != NO_MARK:
-        return replace(species, **{change: _similar_colour(getattr(species, change), rng)})
+        changed: dict[str, Any] = {change: _similar_colour(getattr(species, change), rng)}
+        return replace(species, **changed)
     if change == "spot_place":
         return replace(species, spot_place=_other(SPOT_PLACES, species.spot_place))
     if change == "margin_width" and species.margin_colour != NO_MARK:
@@ -327,7 +329,7 @@ def _with_spots(species: Species, rng: np.random.Generator) -> Species:
     )
 
 
-def _pick(rng: np.random.Generator, choices) -> str:
+def _pick(rng: np.random.Generator, choices: Collection[str]) -> str:
     return list(choices)[int(rng.integers(len(choices)))]
 
 

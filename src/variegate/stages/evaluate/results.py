@@ -90,7 +90,7 @@ def _cell_entries(correct: np.ndarray, test: TestSet) -> dict[str, Any]:
     """Accuracy of every (class, group), and the worst of those with enough images."""
     accuracies = metrics.cell_accuracy(correct, test.labels, test.groups)
     sizes = metrics.cell_sizes(test.labels, test.groups)
-    large = [
+    large: list[dict[str, Any]] = [
         {"label": label, "group": group, "images": size, "accuracy": accuracy}
         for ((label, group), size), accuracy in zip(sizes.items(), accuracies, strict=True)
         if size >= metrics.MIN_GROUP_IMAGES
@@ -272,8 +272,8 @@ def answer(arms: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str,
     if not comparisons:
         only = arms[0]["selected"]
         low, high = (f"{100 * only[key]:.1f}" for key in ("low", "high"))
-        reached = f"{100 * only['accuracy']:.1f} % (95 % {low} to {high})"
-        return f"{arms[0]['arm']} alone reaches {reached}; nothing to compare with."
+        accuracy = f"{100 * only['accuracy']:.1f} % (95 % {low} to {high})"
+        return f"{arms[0]['arm']} alone reaches {accuracy}; nothing to compare with."
     reached = {arm["arm"]: f"{100 * arm['selected']['accuracy']:.1f} %" for arm in arms}
     return " ".join(_sentence(entry, reached) for entry in comparisons)
 

@@ -20,7 +20,7 @@ import numpy as np
 from variegate.backends.base import BackendSpec
 from variegate.errors import TaskFailed
 from variegate.files import FILE_THREADS, write_atomic
-from variegate.images import encode_image, load_square, paste_kept
+from variegate.images import Fit, encode_image, load_square, paste_kept
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
 from variegate.stages.generate.masks import Masking
 from variegate.store import drawn_path, synthetic_path
@@ -42,7 +42,7 @@ class DrawSetup:
     root: str  # run folder
     classes: tuple[ClassInfo, ...]  # in label order
     sources: tuple[RealImage, ...]  # the training images, sorted by id
-    fit: str
+    fit: Fit
     max_megapixels: float
     image_format: str
     relative_token_noise: bool = False
@@ -53,7 +53,7 @@ class DrawSetup:
 
     def square(self, image: RealImage) -> np.ndarray:
         """A source as it is drawn from: uint8 [S, S, 3]."""
-        return load_square(Path(image.path), self.spec.size_px, self.fit, self.max_megapixels)  # type: ignore[arg-type]
+        return load_square(Path(image.path), self.spec.size_px, self.fit, self.max_megapixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class DrawWorker:
     def _draw_batch(self, rows: Sequence[PlanRow]) -> np.ndarray:
         from variegate.backends.diffusion import TokenNoise
 
-        ids: list[str] = [] if rows[0].source is None else [row.source for row in rows]  # type: ignore[misc]
+        ids = [row.source for row in rows if row.source is not None]  # a chunk has sources or has none
         return self.backend.draw(
             [row.prompt for row in rows],
             self.latents.stack(ids) if ids else None,
@@ -134,18 +134,19 @@ class DrawWorker:
         )
 
     def _repainted(self, source: str) -> np.ndarray:
-        return self.setup.masking.repainted(self.sources[source])  # type: ignore[union-attr]
+        assert self.setup.masking is not None, "only a plan with masks asks what is repainted"
+        return self.setup.masking.repainted(self.sources[source])
 
     def _encode_masked(self, images: Sequence[RealImage], squares: np.ndarray) -> torch.Tensor:
         return self.backend.encode_sources(squares, np.stack([self.repainted(image.id) for image in images]))
 
     def _write(self, row: PlanRow, pixels: np.ndarray) -> None:
         setup = self.setup
-        if setup.paste:
-            pixels = paste_kept(pixels, setup.square(self.sources[row.source]), self.repainted(row.source))  # type: ignore[index]
+        if setup.paste and row.source is not None:
+            pixels = paste_kept(pixels, setup.square(self.sources[row.source]), self.repainted(row.source))
         path_of = drawn_path if setup.is_refined else synthetic_path
         relative = path_of(setup.classes[row.target], row.id, setup.image_format)
-        write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))  # type: ignore[arg-type]
+        write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))
 
     def close(self) -> None:
         self.writers.shutdown()

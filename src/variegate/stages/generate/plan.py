@@ -102,14 +102,18 @@ def make_plan(
     token_std, token_seed = _token_noise(section, classes, target, seeds, dealer)
     columns = [c[order] for c in (source, target, prompt, strength, steps, seeds, token_std, token_seed)]
     passes, more = passes[order], []
+    source, target, prompt, strength, steps, seeds, token_std, token_seed = columns
     if masks is not None:
-        more.append(_digests(masks)[columns[0]])
+        more.append(_digests(masks)[source])
     if section.compose == "sequential":
         more.append(_digests([repr(one) for one in sequences])[passes])
     ids = _ids(images, classes, pool.texts, columns, more, f"{backend.identity}|{negative}")
     names = tuple(image.id for image in images)
     masks = tuple(masks) if masks is not None else ("",) * len(images)
-    return Plan(ids, *columns, passes, first, size, names, masks, sequences, pool.texts, negative)
+    return Plan(
+        ids, source, target, prompt, strength, steps, seeds, token_std, token_seed,
+        passes, first, size, names, masks, sequences, pool.texts, negative,
+    )  # fmt: skip
 
 
 def executed_step_column(strength: np.ndarray, steps: int) -> np.ndarray:
@@ -129,7 +133,7 @@ class _Dealer:
     def rng(self, label: int, purpose: str) -> np.random.Generator:
         return np.random.default_rng(seed_from(self.seed, "plan", purpose, self.names[label]))
 
-    def even(self, purpose: str, options: Sequence[int]) -> np.ndarray:
+    def even(self, purpose: str, options: Sequence[int] | np.ndarray) -> np.ndarray:
         """For every row of every class one of its class's options, each as often as the others within one: int64 [row]."""
         parts = [deal(self.rng(c, purpose), options[c], count) for c, count in enumerate(self.counts)]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -212,7 +216,8 @@ def _strengths(section: GenerateSection, dealer: _Dealer, backend: PlanBackend) 
     if not section.from_image:
         return np.ones(sum(dealer.counts))
     if section.strength_policy == "uniform":
-        values = np.array(quantised_strengths(*sorted(section.strength), backend.steps, backend.levels))
+        low, high = sorted(section.strength)
+        values = np.array(quantised_strengths(low, high, backend.steps, backend.levels))
     else:
         values = np.array(section.strength, np.float64)
     if section.strength_policy == "cycle":

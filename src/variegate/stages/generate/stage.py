@@ -52,7 +52,8 @@ def check(recipe: Recipe, images: Sequence[RealImage]) -> None:
         return
     refuse_unmasked(images)
     masking = _masking(recipe, read_model(*locate(recipe.backend)).size_px)
-    masking.check(images)  # type: ignore[union-attr]
+    if masking:
+        masking.check(images)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -89,14 +90,14 @@ def prepare(context: Context) -> BackendSpec:
     model, unet = locate(recipe.backend)
     prompts = folder.path(folder.artefacts("prompts")["prompts"]).read_text(encoding="utf-8").splitlines()
     images = _sources(folder)
-    data = [(image.id, image.label, image.sha256) for image in images]
+    data: list[tuple[object, ...]] = [(image.id, image.label, image.sha256) for image in images]
     fingerprint = model_fingerprint(model, unet)
     parts = parts_used(recipe.generate.method)
     adapter = adapter_hash(folder.path(ADAPTER)) if parts != "none" else ""
     masking, masks = _masking(recipe, read_model(model, unet).size_px), None
     if masking:
         masks = masking.keys(images)
-        data += [(mask,) for mask in masks]  # type: ignore[misc]
+        data += [(mask,) for mask in masks]
     key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
     stored = folder.meta("backend")
     if stored and folder.meta("plan_key") == key:

@@ -163,10 +163,10 @@ def judge(
         plain = _plain(text)
         template = with_slot(plain, plain_name(wish.info))
         reason = _reason(plain, template, wish, so_far.texts, names, fits)
-        if reason:
+        if template is None or reason:
             so_far.dropped[reason] += 1
         else:
-            so_far.texts.append(template)  # type: ignore[arg-type]
+            so_far.texts.append(template)
 
 
 def _reason(

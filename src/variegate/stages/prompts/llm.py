@@ -23,7 +23,8 @@ from variegate.stages.prompts.asking import Judged, Wish, judge, read_answer, re
 from variegate.stages.prompts.naming import Names
 
 Ask = Callable[[dict[str, Any]], Answer]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LINGER_S = 1.0  # for answers that are on their way when work ends early
 
 
@@ -193,28 +194,28 @@ def each(
         yield from map(work, items)
         return
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
 
     def labour() -> None:
         while not stop.is_set():
             try:
-                done.put((work(todo.get_nowait()), None))
+                done.put(work(todo.get_nowait()))
             except queue.Empty:
                 return
             except BaseException as exc:  # noqa: BLE001 - raised again where the results are read
-                done.put((None, exc))
+                done.put(exc)
 
     threads = [threading.Thread(target=labour, daemon=True) for _ in range(min(parallel, len(items)))]
     for thread in threads:
         thread.start()
     try:
         for _ in items:
-            result, error = done.get()
-            if error is not None:
-                raise error
-            yield result  # type: ignore[misc]
+            result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
     finally:
         stop.set()
         for thread in threads:

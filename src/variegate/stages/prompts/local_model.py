@@ -45,9 +45,9 @@ class LocalModel:
 
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
             with _no_bars():
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
+                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **options)
         except (OSError, ValueError, KeyError) as exc:
             text = f"cannot be loaded: {' '.join(str(exc).split())[:300]}"
             raise RecipeError(Problem(str(folder), text, "save the model again with save_pretrained")) from exc

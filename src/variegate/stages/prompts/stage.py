@@ -17,7 +17,7 @@ from variegate.backends.folder import find_model, model_fingerprint
 from variegate.backends.tokenizers import load_tokenizers
 from variegate.errors import Problem, RecipeError, UserError
 from variegate.files import file_sha256
-from variegate.phrases import GROUPS, Phrases, different, phrases_of
+from variegate.phrases import GROUPS, KINDS, Kind, Phrases, different, phrases_of
 from variegate.pipeline import Context
 from variegate.prompt_lists import ClassTexts, read_prompts, texts_by_class
 from variegate.recipe import LLMSection, PromptsSection, Recipe
@@ -53,7 +53,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
         return keys
     return keys | {
         "model": model_fingerprint(find_model(recipe.backend.model, recipe.backend.revision)),
-        "phrases": [_phrases(recipe.prompts, kind).phrases for kind in ("environments", "styles")],
+        "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
         "files": [
             file_sha256(Path(path).expanduser()) if path else ""
             for path in (recipe.prompts.file, recipe.prompts.llm.cache)
@@ -71,7 +71,7 @@ def run(context: Context) -> dict[str, Any]:
     ruler = _ruler(recipe, vectors)
     texts, notes, facts = _texts(context, classes, words, ruler)
     groups = sorted({image.group for image in images if image.group})
-    places, styles = (_phrases(recipe.prompts, kind, groups) for kind in ("environments", "styles"))
+    places, styles = (_phrases(recipe.prompts, kind, groups) for kind in KINDS)
     notes += [note for key, one in (("environments", places), ("styles", styles)) for note in one.repeats(key)]
     lines = render_all(Material(texts, places.phrases, styles.phrases), classes, images, words)
     lengths = ruler(line.prompt for line in lines)
@@ -107,7 +107,7 @@ def check(
         problems = _llm_problems(section.llm, root)
     else:
         listed = [list(one) for one in _listed(section, classes).texts]
-        places, styles = (_phrases(section, kind, [GROUPS]).phrases for kind in ("environments", "styles"))
+        places, styles = (_phrases(section, kind, [GROUPS]).phrases for kind in KINDS)
         material = Material(listed, places, styles)
         where = "prompts.text" if section.method == "template" else str(section.file)
         problems = missing_captions(where, material.all_texts(), num_images, num_uncaptioned)
@@ -138,7 +138,7 @@ def estimate(recipe: Recipe, classes: Sequence[ClassInfo]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ texts and phrases
 
 
-def _phrases(section: PromptsSection, kind: str, groups: Sequence[str] = ()) -> Phrases:
+def _phrases(section: PromptsSection, kind: Kind, groups: Sequence[str] = ()) -> Phrases:
     """What {environment} or {style} may say: the recipe's phrases, a bank's, a file's, or the groups of the images."""
     given = section.environments if kind == "environments" else section.styles
     if kind == "environments" and given == GROUPS:
@@ -207,7 +207,8 @@ def _served(section: LLMSection) -> LLMSection:
 
 def _llm_problems(section: LLMSection, root: Path | None) -> list[Problem]:
     """Whoever is to answer cannot: a key, a folder or a file that is missing. A file of answers may make a key needless."""
-    problems, kept = [], root is not None and (root / ANSWERS).is_file()
+    problems: list[Problem] = []
+    kept = root is not None and (root / ANSWERS).is_file()
     if section.cache:
         try:
             kept = bool(read_answers(Path(section.cache).expanduser())) or kept
@@ -247,7 +248,7 @@ def _ask_all(context: Context, classes: Sequence[ClassInfo], words: Sequence[str
 
 def _llm_facts(section: LLMSection, found: Collected) -> dict[str, Any]:
     tally = found.tally
-    facts = {"requests": tally.requests, "asked_now": tally.asked}
+    facts: dict[str, Any] = {"requests": tally.requests, "asked_now": tally.asked}
     facts |= {"tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out, "dropped": dict(tally.dropped)}
     cost = dollars(section, tally.tokens_in, tally.tokens_out)
     return facts if cost is None else facts | {"usd": round(cost, 4)}

@@ -63,8 +63,8 @@ def render_all(
     lines: list[PromptLine] = []
     for info in classes:
         word = words[info.label] if words else class_word(info)
-        for image in by_label[info.label] if per_image else [None]:
-            lines += _lines(material, info, image, word)
+        for captioned in by_label[info.label] if per_image else [None]:
+            lines += _lines(material, info, captioned, word)
     return lines
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from variegate.files import FILE_THREADS, write_atomic
-from variegate.images import encode_image, load_rgb, load_square
+from variegate.images import Fit, encode_image, load_rgb, load_square
 from variegate.recipe import RefineStep
 from variegate.records import ClassInfo, PlanRow, RealImage
 from variegate.stages.refine.batch import Batch
@@ -30,7 +30,7 @@ class RefineSetup:
     root: str  # run folder
     classes: tuple[ClassInfo, ...]  # in label order
     sources: dict[str, RealImage]  # the training images by id
-    fit: str
+    fit: Fit
     max_megapixels: float
     drawn_format: str
     image_format: str
@@ -89,20 +89,21 @@ class RefineWorker:
     def _originals(self, rows: Sequence[PlanRow], size_px: int) -> np.ndarray | None:
         """The sources as the drawing model saw them, each decoded once."""
         setup = self.setup
-        if any(row.source is None for row in rows):
+        sources = [row.source for row in rows if row.source is not None]
+        if len(sources) < len(rows):
             return None
-        ids = list(dict.fromkeys(row.source for row in rows))
+        ids = list(dict.fromkeys(sources))
 
         def read(image_id: str) -> np.ndarray:
-            return load_square(Path(setup.sources[image_id].path), size_px, setup.fit, setup.max_megapixels)  # type: ignore[arg-type]
+            return load_square(Path(setup.sources[image_id].path), size_px, setup.fit, setup.max_megapixels)
 
-        squares = dict(zip(ids, self.files.map(read, ids), strict=True))  # type: ignore[arg-type]
-        return np.stack([squares[row.source] for row in rows])
+        squares = dict(zip(ids, self.files.map(read, ids), strict=True))
+        return np.stack([squares[source] for source in sources])
 
     def _write(self, row: PlanRow, pixels: np.ndarray) -> None:
         setup = self.setup
         relative = synthetic_path(setup.classes[row.target], row.id, setup.image_format)
-        write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))  # type: ignore[arg-type]
+        write_atomic(Path(setup.root, relative), encode_image(pixels, setup.image_format))
 
     def close(self) -> None:
         self.files.shutdown()

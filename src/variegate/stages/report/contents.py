@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Points = tuple[tuple[int, float], ...]  # ((step, value), ...) by step
+Points = tuple[tuple[float, float], ...]  # ((step, value), ...) by step
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +354,8 @@ class Summary:
     def image_ids(self) -> tuple[str, ...]:
         """Every image the page needs, each once, in page order."""
         real = [image for exhibit in self.exhibits for image in exhibit.real]
-        drawn = [variant.id for holder in (*self.exhibits, *self.dropped) for variant in _variants(holder)]
+        holders: tuple[Exhibit | Dropped, ...] = (*self.exhibits, *self.dropped)
+        drawn = [variant.id for holder in holders for variant in _variants(holder)]
         pairs = [image for pair in (self.quality.pairs if self.quality else ()) for image in (pair.of, pair.id)]
         return tuple(dict.fromkeys([*real, *drawn, *pairs]))
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from variegate.stages.report import plots, svg, words
-from variegate.stages.report.contents import Adapting, Arm, Comparison, Curve, Interval, Summary
+from variegate.stages.report.contents import Adapting, Arm, Comparison, Curve, Interval, Points, Summary
 from variegate.stages.report.results import mean_curve, shares
 from variegate.stages.report.scale import Scale, nice_scale
 
@@ -72,7 +72,7 @@ def change_scale(comparison: Comparison) -> Scale:
 
 def learning(summary: Summary, column: str, label: str) -> Markup:
     """Learning curves of one logged column, seeds thin and means thick."""
-    lines: list[tuple[int, bool, tuple[tuple[int, float], ...]]] = []
+    lines: list[tuple[int, bool, Points]] = []
     for arm in summary.arms:
         own = [points for curve in summary.curves if curve.arm == arm.name and (points := _points(curve, column))]
         lines += [(arm.position, False, points) for points in own[:MAX_THIN]]
@@ -97,7 +97,7 @@ def losses(adapting: Adapting) -> Markup:
     return plots.curves(lines, x, y, write=words.short, label="Held-out loss of adapting over its steps")
 
 
-def _points(curve: Curve, column: str) -> tuple[tuple[int, float], ...]:
+def _points(curve: Curve, column: str) -> Points:
     return curve.loss if column == "loss" else curve.val_accuracy
 
 

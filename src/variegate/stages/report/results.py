@@ -60,14 +60,16 @@ def shots(results: Mapping[str, Any]) -> tuple[Slice, ...]:
         return ()
     low, high = facts["bounds"]
     ranges = {"many": f"more than {high:,}", "medium": f"{low:,} to {high:,}", "few": f"fewer than {low:,}"}
+
+    def of_kind(kind: str, entry: Mapping[str, Any]) -> Any:
+        return (entry.get("shots") or {}).get(kind)
+
     found = []
     for kind, words in ranges.items():
         if kind in facts:
             size = facts[kind]["classes"]
             note = f"{size:,} class{'es' * (size != 1)} of {words} training images"
-            found.append(
-                _slice(results, kind, None, lambda entry, kind=kind: (entry.get("shots") or {}).get(kind), note)
-            )
+            found.append(_slice(results, kind, None, partial(of_kind, kind), note))
     return tuple(found)
 
 
@@ -240,7 +242,10 @@ def feature_space(text: str, names: Sequence[str]) -> FeatureSpace | None:
     of_class: dict[int, list[tuple[float, float]]] = {}
     for x, y, label in found["kinds"]["real"]["points"]:
         of_class.setdefault(label, []).append((x, y))
-    centres = [(names[label], *map(fmean, zip(*places, strict=True))) for label, places in sorted(of_class.items())]
+    centres = [
+        (names[label], fmean(x for x, _ in places), fmean(y for _, y in places))
+        for label, places in sorted(of_class.items())
+    ]
     return FeatureSpace(
         arm=found["arm"],
         seed=found["seed"],

@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from variegate.stages.report.contents import Summary
+from variegate.stages.report.contents import CopyPair, Summary, Variant
 from variegate.store import RunFolder, drawn_path, synthetic_path
 
 EDGE_PX = 96
@@ -25,9 +25,8 @@ def image_files(folder: RunFolder, summary: Summary) -> dict[str, Path]:
     holders = [variants for exhibit in summary.exhibits for variants in exhibit.variants]
     holders += [example for group in summary.dropped for example in group.examples]
     copied = summary.quality.pairs if summary.quality else ()
-    made = {
-        item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in (*holders, *copied)
-    }
+    items: tuple[Variant | CopyPair, ...] = (*holders, *copied)
+    made = {item.id: folder.path(synthetic_path(classes[item.target], item.id, extension)) for item in items}
     known = real | made
     files = {image_id: known[image_id] for image_id in summary.image_ids if image_id in known}
     if folder.drawn_format is None:

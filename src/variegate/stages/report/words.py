@@ -5,6 +5,8 @@ Every view (HTML, Markdown) uses these, so that a number reads the same everywhe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from variegate.progress import clock
 from variegate.stages.report.contents import Interval
 
@@ -51,7 +53,7 @@ def points(value: float | None) -> str:
     return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", MINUS)
 
 
-def span(interval: Interval, write=percent) -> str:
+def span(interval: Interval, write: Callable[[float], str] = percent) -> str:
     """Write the interval's bounds; without bounds, say so.
 
     >>> span(Interval(0.5, 0.4, 0.6)), span(Interval(0.1, -0.1, 0.3), points), span(Interval(0.5))
