@@ -172,12 +172,12 @@ class _Workshop:
         """Everything that can be done without the other draws; which classic augmentation is best takes them all."""
         self._run_methods(self._layout(*self._run_baselines(shots, counts), None), shots)
 
-    def _layout(self, copies: list[int], extra: tuple[str, ArmSection] | None, best: str | None) -> Layout:
+    def _layout(self, copies: int, extra: tuple[str, ArmSection] | None, best: str | None) -> Layout:
         skip = self.wanted.asked.skip
         return plan.lay_out(self.wanted.entries, self.wanted.base, copies=copies, retrieval=extra, best=best, skip=skip)
 
-    def _run_baselines(self, shots: int | None, counts: list[int]) -> tuple[list[int], tuple[str, ArmSection] | None]:
-        """Classifiers without drawn images; returns copies of each class, and the run and arm of retrieval if any."""
+    def _run_baselines(self, shots: int | None, counts: list[int]) -> tuple[int, tuple[str, ArmSection] | None]:
+        """Classifiers without drawn images; returns how often real images are duplicated, and the run and arm of retrieval if any."""
         wanted, draws = self.wanted, self.wanted.asked.own_draws
         drawn = plan.largest(wanted.named, counts)
         copies, extra = plan.copies_of(drawn, counts), None
