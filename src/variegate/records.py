@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 Split = str  # train, val, test, or test_<word>: an extra test set, reported apart
 SoftLabel = tuple[tuple[int, float], ...]  # ((label, weight), ...): weights >= 0, sum <= 1
 
+DIGITS = 6  # of numbers in result files
 ID_CHARS = 24  # 96 bits of blake2b: no collision to expect below 10^12 images
 
 
@@ -25,6 +27,21 @@ def content_id(*parts: Any) -> str:
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=ID_CHARS // 2).hexdigest()
+
+
+def rounded(value: Any) -> Any:
+    """Every fraction to DIGITS digits and a plain float, inside lists and dicts too.
+
+    >>> rounded({"a": [0.12345678, -0.0], "b": 3})
+    {'a': [0.123457, 0.0], 'b': 3}
+    """
+    if isinstance(value, Mapping):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner) for inner in value]
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return round(float(value), DIGITS) + 0.0  # no -0.0
+    return value
 
 
 def seed_from(*parts: Any) -> int:

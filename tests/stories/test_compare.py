@@ -183,6 +183,25 @@ def test_few_shot_classes_backgrounds_and_extra_tests_are_measured_apart(tmp_pat
         assert "few-shot" in text.lower() and extra["title"] in text.lower()
 
 
+def test_a_method_that_draws_copies_is_shown_with_them(tmp_path: Path) -> None:
+    echo = tmp_path / "echo.yaml"
+    echo.write_text("generate: {method: real-aug}\nadapt: {method: none}\ncurate: []\n")
+    still = settings("backend.steps=20", "generate.strength=0.05")  # one step of twenty: its source again
+    out = tmp_path / "out"
+    said = compare(out, f"real-mix,{echo}", "--draws", "1", *MEADOW, *still)
+    assert said.status == 0, said.text
+    found = json.loads((out / "comparison.json").read_text())
+    made, real = method(found, "echo"), {m["method"]: m["copies"] for m in found["shots"][0]["methods"]}
+    assert made["copies"]["copies_kept"] == made["copies"]["kept"] == 6 and real["real"] is None
+    assert all(pair["is_source"] and (out / "runs/shots-2/draw-0" / made["run"] / pair["image"]).is_file()
+               for pair in made["copies"]["shown"])  # fmt: skip
+    assert "6 of 6" in (out / "comparison.md").read_text()
+    page = (out / "report.html").read_text().split("Copies of training images")[1]
+    assert page.count("its source, distance") >= len(made["copies"]["shown"]) == 6
+    rows = csv.DictReader((out / "comparison.csv").read_text().splitlines())
+    assert [row["value"] for row in rows if (row["method"], row["measure"]) == ("echo", "copies kept")] == ["6"]
+
+
 def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twice(tmp_path: Path) -> None:
     learn = settings("adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0")
     plain = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")

@@ -44,6 +44,13 @@ def test_one_step_is_measured_against_diff_mix_s_setting(last_line) -> None:
     )
 
 
+def test_known_truths_are_told_from_trained_classifiers(last_line) -> None:
+    found = last_line("known_truths.py", "--comparisons", "1", "--draws", "2", "--steps", "2")
+    assert found["twin"]["no_difference"] == 1 and found["twin"]["sd_of_draws"] > 0
+    gained = found["planted"]["mean_difference"] - found["twin"]["mean_difference"]
+    assert gained == pytest.approx(0.05, abs=0.03)
+
+
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
     pytest.importorskip("open_clip")
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")

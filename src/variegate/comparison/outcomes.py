@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from variegate.comparison.shelf import peak_memory
+from variegate.image_quality.copying import copies_of_run
+from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection
 from variegate.recipe_file import load_recipe
 from variegate.records import RealImage
@@ -22,6 +24,7 @@ from variegate.stages.train.pools import with_pools
 from variegate.store import RunFolder
 
 SHOWN_CLASSES, SHOWN_IMAGES = 3, 5  # of a method's images on the page
+SHOWN_COPIES = 6
 STAGES = ("prompts", "refine", "curate")
 
 
@@ -35,6 +38,7 @@ class Outcome:
     synthetic: Mapping[str, int] | None  # drawn and kept; None for real images alone
     parts: Mapping[str, float] = field(default_factory=dict)  # accuracy on parts of the test images and extra test sets
     shown: tuple[Mapping[str, Any], ...] = field(default=())
+    copies: Mapping[str, Any] | None = None  # how many images are copies of training images, and the nearest of them
     warnings: tuple[str, ...] = ()
 
     def test(self, weights: str) -> list[float]:
@@ -66,6 +70,7 @@ def read_outcome(
             synthetic=_counts(folder, results) if arm.has_synthetic else None,
             parts=_parts(folder, results, arm, seeds, TestSet("test", images, [found], _shots(folder, results))),
             shown=_shown(folder) if arm.has_synthetic else (),
+            copies=_copies(folder) if arm.has_synthetic else None,
             warnings=tuple(results["warnings"]),
         )
 
@@ -147,6 +152,26 @@ def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, A
         "unet_evaluations": drawing["unet_evaluations"],
         "peak_memory_mb": max((peak for peak in peaks if peak is not None), default=None),
     }
+
+
+def _copies(folder: RunFolder) -> dict[str, Any] | None:
+    """Copies among the run's own images, the kept ones first; None where it drew none (a pool's are its own run's)."""
+    images = {image.id: image for image in folder.synthetic_images(kept_only=False)}
+    if not images:
+        return None
+    found, classes = copies_of_run(folder, QuietReporter()), folder.classes()
+    nearest = sorted(found["list"], key=lambda one: one["action"] != "keep")[:SHOWN_COPIES]
+    shown = [
+        {
+            "class": classes[images[one["id"]].target].name,
+            "real": one["of"],
+            "image": images[one["id"]].path,
+            **{key: one[key] for key in ("is_source", "distance", "action")},
+        }
+        for one in nearest
+    ]
+    kept = sum(image.action == "keep" for image in images.values())
+    return {**{key: found[key] for key in ("images", "copies", "copies_kept")}, "kept": kept, "shown": shown}
 
 
 def _shown(folder: RunFolder) -> tuple[dict[str, Any], ...]:

@@ -155,7 +155,17 @@ def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict
     ]
     entry["cost"] = _cost(outcomes)
     entry["shown"] = [dict(row) for row in outcomes[0].shown]
+    entry["copies"] = _copies(outcomes)
     return entry
+
+
+def _copies(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Copies of training images among the drawn ones of all draws; those of the first draw are shown."""
+    found = [one.copies for one in outcomes if one.copies]
+    if not found:
+        return None
+    counts = {key: sum(one[key] for one in found) for key in ("images", "kept", "copies", "copies_kept")}
+    return {**counts, "shown": list(found[0]["shown"])}
 
 
 def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:

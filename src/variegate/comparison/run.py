@@ -16,11 +16,11 @@ from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layou
 from variegate.comparison.shelf import Shelf
 from variegate.errors import DataError, Problem, RunFolderError, UserError
 from variegate.files import write_atomic
+from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection, Recipe
 from variegate.recipe_file import difference, dump_recipe, parse_yaml
-from variegate.records import content_id
-from variegate.stages.evaluate.results import rounded
+from variegate.records import content_id, rounded
 from variegate.stages.evaluate.stage import ONE_SEED
 from variegate.store import RunFolder, explained
 
@@ -198,6 +198,8 @@ class _Workshop:
             for label, recipe in layout.runs.items():
                 if label != CLASSIC_RUN:
                     self._run(label, recipe, layout.arms(label), shots, draw)
+                    with RunFolder.read(self.home(shots, draw, label)) as folder:
+                        copies_of_run(folder, self.reporter_class())
 
     def _run(
         self,

@@ -77,6 +77,10 @@ def csv_text(found: Mapping[str, Any]) -> str:
             head = (part["shots"], method["method"], method["kind"])
             writer.writerows((*head, "all", *row) for row in _rows(method))
             writer.writerows((*head, *row) for row in _part_rows(method))
+            if method["copies"]:
+                writer.writerow(
+                    (*head, "all", None, "copies kept", None, None, method["copies"]["copies_kept"], None, None, None)
+                )
     return text.getvalue()
 
 
@@ -224,6 +228,9 @@ def pictures(folder: Path, found: Mapping[str, Any]) -> dict[str, str]:
                     if row["real"]:
                         files[picture_key(part, method, row["real"])] = real[row["real"]]
                     files |= {picture_key(part, method, image): run.path(image) for image in row["images"]}
+                for pair in (method["copies"] or {}).get("shown", ()):
+                    files[picture_key(part, method, pair["real"])] = real[pair["real"]]
+                    files[picture_key(part, method, pair["image"])] = run.path(pair["image"])
     return thumbnails(files)
 
 

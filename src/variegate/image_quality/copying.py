@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +14,12 @@ from variegate.copies import SIZE_PX, Calibration, Nearness, calibrate, nearness
 from variegate.images import load_squares
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection
-from variegate.records import RealImage, SyntheticImage, seed_from
+from variegate.recipe_file import load_recipe
+from variegate.records import RealImage, SyntheticImage, content_id, rounded, seed_from
 from variegate.store import RunFolder
 
+COPIES = "copies.json"
+MAX_LISTED = 1000  # copies written out
 _SLICE = 512  # images in memory at a time
 
 
@@ -70,3 +75,70 @@ def find_copies(
     counts = np.array([of_sources and not image.original_share for image in images], bool)
     distance = np.where(counts, np.minimum(near.source, near.other), near.other)
     return Copies(calibration, near, train, distance)
+
+
+def copies_of_run(folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
+    """`copy_facts` of all drawn images of a run, kept in its copies.json for as long as it has the same images and decisions."""
+    images = folder.synthetic_images(kept_only=False)
+    key = content_id([(image.id, image.action) for image in images])
+    path = folder.path(COPIES)
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return known
+    names, recipe = [info.name for info in folder.classes()], load_recipe(str(folder.root / "recipe.yaml"))
+    found = copy_facts(find_copies(folder, recipe.dataset, images, reporter, seed=recipe.seed), images, names)
+    found = {"key": key, **rounded(found)}
+    folder.write(COPIES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return found
+
+
+def copy_facts(copies: Copies, images: Sequence[SyntheticImage], names: Sequence[str]) -> dict[str, Any]:
+    """`copies` of quality.json: how many there are, of what, how near, and the nearest of them one by one."""
+    calibration, near = copies.calibration, copies.near
+    flagged = copies.are_copies()
+    order = sorted(np.flatnonzero(flagged).tolist(), key=lambda k: (copies.distance[k], images[k].id))
+    targets = np.array([image.target for image in images])
+    per_class = [
+        {"class": name, "images": int((targets == k).sum()), "copies": int((flagged & (targets == k)).sum())}
+        for k, name in enumerate(names)
+    ]
+    of_other = near.other < calibration.threshold
+    return {
+        "threshold": calibration.threshold,
+        "is_sharp": calibration.is_sharp,
+        "images": len(images),
+        "copies": int(flagged.sum()),
+        "copies_kept": sum(images[k].action == "keep" for k in order),
+        "of_source": int((flagged & ~of_other).sum()),
+        "of_other": int((flagged & of_other).sum()),
+        "distances": {
+            "to_source": _quantiles(near.source),
+            "to_other": _quantiles(near.other),
+            "altered_copies": _quantiles(calibration.altered),
+            "between_training_images": _quantiles(calibration.apart),
+        },
+        "per_class": per_class,
+        "list": [_copy(k, copies, images, bool(of_other[k])) for k in order[:MAX_LISTED]],
+    }
+
+
+def _copy(index: int, copies: Copies, images: Sequence[SyntheticImage], is_other: bool) -> dict[str, Any]:
+    image, near = images[index], copies.near
+    return {
+        "id": image.id,
+        "of": copies.train[near.nearest[index]].id if is_other else image.source,
+        "is_source": not is_other,
+        "distance": near.other[index] if is_other else near.source[index],
+        "action": image.action,
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float] | None:
+    """Least, 2 %, median and largest; None without any."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    return dict(
+        zip(("least", "low", "median", "largest"), np.quantile(known, [0.0, 0.02, 0.5, 1.0]).tolist(), strict=True)
+    )

@@ -17,14 +17,14 @@ from variegate import __version__
 from variegate.encoders import AUTO, Encoder, check_encoder, open_encoder
 from variegate.errors import DataError, ModelError, Problem
 from variegate.image_quality import measures
-from variegate.image_quality.copying import Copies, find_copies, units_of
+from variegate.image_quality.copying import Copies, copy_facts, find_copies, units_of
 from variegate.image_quality.keys import images_key
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, train_judge
 from variegate.leaks import encoder_problems
 from variegate.progress import Reporter
 from variegate.recipe import DatasetSection, Recipe
-from variegate.records import SyntheticImage, seed_from
+from variegate.records import rounded, seed_from
 from variegate.store import RunFolder
 
 SCHEMA = 1
@@ -33,8 +33,6 @@ REPEATS = 5  # splits of the reference
 MAX_IMAGES = 5000  # of either kind that are measured; more are drawn from, by seed
 LEAST_REFERENCE, LEAST_SYNTHETIC = 20, 10  # images that a comparison needs, overall and of a class
 LEAST_FRECHET = 50  # images a side from which on a class's Frechet distance says anything
-DIGITS = 6
-MAX_LISTED = 1000  # copies written out
 
 Features = np.ndarray
 
@@ -92,7 +90,7 @@ def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter)
                 for k, name in enumerate(names)
             ],
             "judge": _judge_facts(judge, encoder),
-            "copies": _copy_facts(copies, every, names),
+            "copies": copy_facts(copies, every, names),
             "notes": _notes(encoder, judge, copies, len(compared)),
         }
     )
@@ -251,58 +249,6 @@ def _judge_facts(judge: Judge | None, encoder: str) -> dict[str, Any]:
     return facts | numbers | {"used": not judge.is_weak}
 
 
-# ------------------------------------------------------------------------------------------------ copies
-
-
-def _copy_facts(copies: Copies, images: Sequence[SyntheticImage], names: Sequence[str]) -> dict[str, Any]:
-    calibration, near = copies.calibration, copies.near
-    flagged = copies.are_copies()
-    order = sorted(np.flatnonzero(flagged).tolist(), key=lambda k: (copies.distance[k], images[k].id))
-    targets = np.array([image.target for image in images])
-    per_class = [
-        {"class": name, "images": int((targets == k).sum()), "copies": int((flagged & (targets == k)).sum())}
-        for k, name in enumerate(names)
-    ]
-    of_other = near.other < calibration.threshold
-    return {
-        "threshold": calibration.threshold,
-        "is_sharp": calibration.is_sharp,
-        "images": len(images),
-        "copies": int(flagged.sum()),
-        "of_source": int((flagged & ~of_other).sum()),
-        "of_other": int((flagged & of_other).sum()),
-        "distances": {
-            "to_source": _quantiles(near.source),
-            "to_other": _quantiles(near.other),
-            "altered_copies": _quantiles(calibration.altered),
-            "between_training_images": _quantiles(calibration.apart),
-        },
-        "per_class": per_class,
-        "list": [_copy(k, copies, images, bool(of_other[k])) for k in order[:MAX_LISTED]],
-    }
-
-
-def _copy(index: int, copies: Copies, images: Sequence[SyntheticImage], is_other: bool) -> dict[str, Any]:
-    image, near = images[index], copies.near
-    return {
-        "id": image.id,
-        "of": copies.train[near.nearest[index]].id if is_other else image.source,
-        "is_source": not is_other,
-        "distance": near.other[index] if is_other else near.source[index],
-        "action": image.action,
-    }
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float] | None:
-    """Least, 2 %, median and largest; None without any."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return None
-    return dict(
-        zip(("least", "low", "median", "largest"), np.quantile(known, [0.0, 0.02, 0.5, 1.0]).tolist(), strict=True)
-    )
-
-
 # ------------------------------------------------------------------------------------------------ words
 
 
@@ -327,15 +273,6 @@ def _notes(encoder: str, judge: Judge | None, copies: Copies, num_reference: int
             "a group column that says what belongs together would help"
         )
     return notes
-
-
-def rounded(value: Any) -> Any:
-    """Every float to 6 digits and plain, inside lists and dicts too."""
-    if isinstance(value, Mapping):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(inner) for inner in value]
-    return round(float(value), DIGITS) + 0.0 if isinstance(value, float | np.floating) else value
 
 
 def as_text(found: Mapping[str, Any]) -> str:

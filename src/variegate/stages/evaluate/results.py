@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from variegate.records import ClassInfo, RealImage, SyntheticImage, extra_tests
+from variegate.records import ClassInfo, RealImage, SyntheticImage, extra_tests, rounded
 from variegate.stages.evaluate import metrics
 from variegate.statistics import Interval, in_words, two_way_interval, verdict
 
 SCHEMA = 1
-DIGITS = 6
 WEIGHTS = ("selected", "last")
 
 
@@ -300,17 +299,6 @@ def line(results: Mapping[str, Any]) -> str:
         name = f"{entry['arm']} " if len(results["comparisons"]) > 1 else ""
         words.append(name + in_words(interval) + (", no difference seen" if interval.is_zero_inside else ""))
     return ": ".join(part for part in (accuracies, "; ".join(words)) if part)
-
-
-def rounded(value: Any) -> Any:
-    """Every float to 6 digits, inside lists and dicts too."""
-    if isinstance(value, float):
-        return round(value, DIGITS) + 0.0  # no -0.0
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(inner) for inner in value]
-    return value
 
 
 def _seed_entry(seed: SeedOutcome, labels: np.ndarray) -> dict[str, Any]:
