@@ -20,7 +20,7 @@ from variegate.records import RealImage, seed_from
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
 from variegate.stages.adapt.fit import Fit, Views, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
-from variegate.stages.adapt.preview import draw_preview, plan_preview, sheet
+from variegate.stages.adapt.preview import draw_preview, plan_preview, preview_warnings, sheet
 from variegate.stages.adapt.sampling import image_weights
 from variegate.stages.adapt.team import Lesson, join
 from variegate.stages.adapt.trainee import Trainee
@@ -234,9 +234,7 @@ class Course:
 
     @property
     def warnings(self) -> list[str]:
-        copies, count = self.seen.get("preview_copies", 0), self.seen.get("preview_images", 0)
-        text = f"{copies} of {count} previews are nearly copies of training images: fewer adapt.steps may do"
-        return [text] if copies else []
+        return preview_warnings(self.seen, len(self.material.classes))
 
 
 def _within(state: State, step: int) -> State:

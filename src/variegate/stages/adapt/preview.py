@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from variegate.stages.adapt.trainee import Trainee
 
 CLASSES, ROWS = 10, 3
 GAP_PX = 2
+TELLING = 0.25  # of what the judge makes of real images, above chance: below it previews do not show their class (docs/log.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,27 @@ def draw_preview(trainee: Trainee, plan: PreviewPlan) -> np.ndarray:
     seeds = plan.seeds() * len(plan.prompts)
     pixels = trainee.draw(prompts, seeds)
     return pixels.reshape(len(plan.prompts), ROWS, *pixels.shape[1:])
+
+
+def preview_warnings(scores: Mapping[str, Any], num_classes: int) -> list[str]:
+    """What an adapter's `scores` say against drawing with it.
+
+    >>> preview_warnings({"preview_agreement": 0.35, "judge_accuracy": 0.46}, 10)
+    []
+    >>> preview_warnings({"preview_agreement": 0.11, "judge_accuracy": 0.82}, 10)[0].split(":")[0]
+    'previews show their class hardly better than chance (11 % sure, chance 10 %, real images 82 %)'
+    """
+    found, chance = [], 1.0 / num_classes
+    copies, sure, right = (scores.get(key) for key in ("preview_copies", "preview_agreement", "judge_accuracy"))
+    if copies:
+        count = scores.get("preview_images")
+        found.append(f"{copies} of {count} previews are nearly copies of training images: fewer adapt.steps may do")
+    if sure is not None and right is not None and sure - chance < TELLING * (right - chance):
+        numbers = f"{100 * sure:.0f} % sure, chance {100 * chance:.0f} %, real images {100 * right:.0f} %"
+        text = "images drawn with this adapter hardly show their label, and mixing such in gained nothing wherever it was measured"
+        remedy = "use a model that knows such images, or more adapt.steps"
+        found.append(f"previews show their class hardly better than chance ({numbers}): {text}; {remedy}")
+    return found
 
 
 def sheet(pixels: np.ndarray) -> bytes:

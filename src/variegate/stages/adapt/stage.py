@@ -144,6 +144,8 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _take(context: Context) -> dict[str, Any]:
+    from variegate.stages.adapt.preview import preview_warnings
+
     recipe, folder = context.recipe, context.folder
     source = Path(str(recipe.adapt.path))
     names = [info.name for info in folder.classes()]
@@ -164,7 +166,7 @@ def _take(context: Context) -> dict[str, Any]:
                 shutil.copyfile(source / name, folder.path(ADAPTER) / f".{name}.tmp")
                 (folder.path(ADAPTER) / f".{name}.tmp").replace(folder.path(ADAPTER) / name)
     _register(folder)
-    warnings = []
+    warnings = preview_warnings(facts.scores, len(names))
     if not facts.splits:
         warnings.append("the adapter does not tell which images it was made from: it may have seen test images")
     line = f"{facts.method} for {len(names)} classes taken from {source.name}"
