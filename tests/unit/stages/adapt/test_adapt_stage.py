@@ -450,6 +450,16 @@ def test_an_adapter_of_unknown_origin_is_taken_with_a_warning(
     assert "may have seen test images" in summary["warnings"][0] and summary["warnings"][0] in summary["line"]
 
 
+@pytest.mark.parametrize(("sure", "warned"), [(0.36, True), (0.55, False)])  # of 1/3 by chance and 0.9 on real images
+def test_an_adapter_whose_previews_hardly_showed_their_class_is_taken_with_a_warning(
+    tiny_sd: Path, finished: Path, tmp_path: Path, opened: Make, sure: float, warned: bool
+) -> None:
+    edited(finished, tmp_path / "copy", scores={"preview_agreement": sure, "judge_accuracy": 0.9})
+    summary = learn(opened(), taken(tiny_sd, tmp_path / "copy"))
+    assert ["hardly better than chance" in text for text in summary["warnings"]] == [True] * warned
+    assert ("36 % sure, chance 33 %, real images 90 %" in summary["line"]) == warned
+
+
 def test_other_weights_at_the_same_path_are_another_input(tiny_sd: Path, finished: Path, tmp_path: Path) -> None:
     edited(finished, tmp_path / "copy")
     before = stage.inputs(taken(tiny_sd, tmp_path / "copy"))
