@@ -156,10 +156,11 @@ def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, A
 
 def _copies(folder: RunFolder) -> dict[str, Any] | None:
     """Copies among the run's own images, the kept ones first; None where it drew none (a pool's are its own run's)."""
-    images = {image.id: image for image in folder.synthetic_images(kept_only=False)}
-    if not images:
+    found = copies_of_run(folder, QuietReporter())
+    if found is None:
         return None
-    found, classes = copies_of_run(folder, QuietReporter()), folder.classes()
+    images = {image.id: image for image in folder.synthetic_images(kept_only=False)}
+    classes = folder.classes()
     nearest = sorted(found["list"], key=lambda one: one["action"] != "keep")[:SHOWN_COPIES]
     shown = [
         {

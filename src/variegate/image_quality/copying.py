@@ -77,9 +77,11 @@ def find_copies(
     return Copies(calibration, near, train, distance)
 
 
-def copies_of_run(folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
-    """`copy_facts` of all drawn images of a run, kept in its copies.json for as long as it has the same images and decisions."""
+def copies_of_run(folder: RunFolder, reporter: Reporter) -> dict[str, Any] | None:
+    """`copy_facts` of all drawn images of a run, None without any; kept in its copies.json while images and decisions stay."""
     images = folder.synthetic_images(kept_only=False)
+    if not images:
+        return None
     key = content_id([(image.id, image.action) for image in images])
     path = folder.path(COPIES)
     if path.is_file():

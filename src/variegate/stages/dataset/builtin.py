@@ -18,6 +18,7 @@ from variegate.stages.dataset.meadow import (
     HABITAT_PHRASES,
     MAX_SIZE_PX,
     MIN_SIZE_PX,
+    SPLITS,
     UNCOMMON_TEST,
     Meadow,
     make_meadow,
@@ -100,7 +101,9 @@ def _draw(part: _Part) -> Meadow:
         return _make(part)
 
 
-@lru_cache(maxsize=2)  # images are asked for split by split; threads may be in two of them
+@lru_cache(
+    maxsize=len(SPLITS)
+)  # a thread that waited long may still ask for the first part when others are at the last
 def _make(part: _Part) -> Meadow:
     options, bias = part.options, part.options.habitat_bias
     return make_meadow(

@@ -6,8 +6,10 @@ import hashlib
 import json
 import shutil
 import struct
+import time
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from variegate.images import load_mask, load_squares
 from variegate.pipeline import Context, run_stages
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe
-from variegate.stages.dataset import stage
+from variegate.stages.dataset import builtin, stage
+from variegate.stages.dataset.meadow import make_meadow
+from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder
 
 
@@ -181,6 +185,23 @@ def test_the_meadows_uncommon_test_set(tmp_path):
     assert not seen & {(image.label, image.group) for image in extra}
     with pytest.raises(ValueError, match="set habitat_bias"):
         recipe_for("builtin:meadow", meadow={**meadow, "uncommon_test": True})
+
+
+def test_threads_that_ask_at_once_have_a_part_of_the_meadow_drawn_once(monkeypatch):
+    drawn = []
+
+    def slowly(*arguments, split, **options):
+        drawn.append(split)
+        time.sleep(0.05)
+        return make_meadow(*arguments, split=split, **options)
+
+    monkeypatch.setattr(builtin, "make_meadow", slowly)
+    builtin._make.cache_clear()
+    meadow = {"n_species": 2, "n_per_species": 8, "n_val": 8, "n_test": 8, "seed": 77}  # more of a part than threads
+    images = read_source(recipe_for("builtin:meadow", size_px=32, meadow=meadow)).images
+    with ThreadPoolExecutor(8) as threads:
+        contents = set(threads.map(lambda image: image.content(), images))
+    assert len(contents) == 48 and sorted(drawn) == ["test", "train", "val"]
 
 
 def test_shots_and_tails_touch_training_only(tmp_path):
