@@ -52,7 +52,6 @@ def test_known_truths_are_told_from_trained_classifiers(last_line) -> None:
 
 
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
-    pytest.importorskip("open_clip")
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
     assert found["map_correlation"] > 0.98 and found["ratio"] > 0 and found["patches"] == 225
     assert all(rate > 0 for kinds in found["fractals_per_second"].values() for rate in kinds.values())

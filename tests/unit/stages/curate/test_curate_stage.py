@@ -213,7 +213,6 @@ def test_keys_that_blank_would_ignore_are_refused(coloured_run, key: dict) -> No
 
 
 def test_unknown_encoders_are_refused_with_the_nearest_name(coloured_run) -> None:
-    pytest.importorskip("open_clip")
     steps = [agreement(encoder="dino"), agreement(encoder="clip:ViT-B-32/laion2b_s34b_b97k")]
     with pytest.raises(RecipeError) as caught:
         stage.check(coloured_run(curate=steps).recipe)
@@ -222,7 +221,6 @@ def test_unknown_encoders_are_refused_with_the_nearest_name(coloured_run) -> Non
 
 
 def test_pickled_clip_weights_are_refused(tmp_path: Path, coloured_run) -> None:
-    pytest.importorskip("open_clip")
     (tmp_path / "open_clip_config.json").write_text("{}")
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match="only weight format"), open_encoder(f"clip:{tmp_path}", coloured_run().recipe):

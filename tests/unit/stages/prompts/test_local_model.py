@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.utils.import_utils import is_serve_available
 
 from variegate.errors import RecipeError, TaskFailed
 from variegate.pipeline import Context
@@ -143,9 +142,7 @@ def test_a_folder_that_holds_no_chat_model_is_refused_with_everything_that_is_mi
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """transformers' own server with a chat model in a folder: (endpoint, folder). It needs transformers[serving]."""
-    if not is_serve_available():
-        pytest.skip("transformers[serving] is not installed")
+    """transformers' own server with a chat model in a folder: (endpoint, folder)."""
     folder = build_chat(tmp_path / "chat", says=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -167,7 +167,6 @@ def test_another_encoder_under_the_same_name_makes_the_images_anew(drawn_run, tm
 
 
 def test_encoders_that_are_not_there_are_all_named_before_anything_is_drawn(drawn_run) -> None:
-    pytest.importorskip("open_clip")
     steps = [{"op": "hybrid-blend", "encoder": name} for name in ("dino", "clip:ViT-B-32/laion2b_s34b_b97k")]
     with pytest.raises(RecipeError) as caught:
         stage.check(drawn_run(steps).recipe)
