@@ -51,21 +51,30 @@ class Progress:
     micro_batch: int = 0
 
 
-def settled(section: AdaptSection, width: int) -> AdaptSection:
-    """The section with its learning rates filled in for a U-Net of `width` channels at its first level.
+class Settled(AdaptSection):
+    """The section with nothing left open."""
+
+    steps: int
+    lr: float
+    token_lr: float
+
+
+def settled(section: AdaptSection, width: int, num_images: int) -> Settled:
+    """The learning rates filled in for a U-Net of `width` channels at its first level, the steps for `num_images`.
 
     LoRA of SD 1.5 (320 channels) is published with 5e-5 to 1e-4. Fewer channels need larger steps; the square fits what the
     starter was tuned to (64 channels: 2e-3 and 1e-2, docs/log.md).
 
-    >>> settled(AdaptSection(), 320).lr, settled(AdaptSection(token_lr=0.5), 64).token_lr
+    >>> settled(AdaptSection(), 320, 50).lr, settled(AdaptSection(token_lr=0.5), 64, 50).token_lr
     (8e-05, 0.5)
     """
     lr = section.lr if section.lr is not None else LORA_RATE * (RATE_WIDTH / width) ** 2
     token_lr = section.token_lr if section.token_lr is not None else TOKEN_RATE * (RATE_WIDTH / width) ** 2
-    return section.model_copy(update={"lr": lr, "token_lr": token_lr})
+    open_keys = {"lr": lr, "token_lr": token_lr, "steps": section.steps_for(num_images)}
+    return Settled.model_validate(section.model_dump() | open_keys)
 
 
-def optimizer_for(trainee: Trainee, section: AdaptSection) -> torch.optim.Optimizer:
+def optimizer_for(trainee: Trainee, section: Settled) -> torch.optim.Optimizer:
     """Tokens and LoRA in groups of their own; tokens are not decayed, which would pull them out of the vocabulary."""
     groups = [
         {"params": [p for _, p in named], "lr": rate, "peak": rate, "weight_decay": decay}
@@ -92,10 +101,10 @@ def optimizer_for(trainee: Trainee, section: AdaptSection) -> torch.optim.Optimi
     return Prodigy(groups)
 
 
-def rate_factor(step: int, section: AdaptSection) -> float:
+def rate_factor(step: int, section: Settled) -> float:
     """Share of the peak rate at a step: linear warm-up, then constant or a cosine to zero.
 
-    >>> section = AdaptSection(steps=100, warmup_fraction=0.1)
+    >>> section = settled(AdaptSection(steps=100, warmup_fraction=0.1), 320, 50)
     >>> [round(rate_factor(step, section), 2) for step in (0, 9, 10, 55, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
@@ -113,7 +122,7 @@ class Fit:
     def __init__(
         self,
         trainee: Trainee,
-        section: AdaptSection,
+        section: Settled,
         views: Views,
         held_out: Views | None,
         prior: Views | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,8 @@ class Course:
     def __init__(self, context: Context, backend: DiffusionBackend, material: Material, key: str) -> None:
         self.context, self.backend, self.material, self.key = context, backend, material, key
         self.recipe, self.folder = context.recipe, context.folder
-        self.section = settled(self.recipe.adapt, backend.facts.width)
+        courses = 1 if self.recipe.adapt.joint else len(material.classes)
+        self.section = settled(self.recipe.adapt, backend.facts.width, math.ceil(len(material.train) / courses))
         self.seed = seed_from(self.recipe.seed, "adapt")
         self.team = join()
         # latents first: the autoencoder and the base model are as they came
@@ -154,7 +156,7 @@ class Course:
             return
         material = self.material
         names = (material.placeholders, material.words, self.seed, number)
-        self.team.tell(Lesson(*names, fit.views, self.prior, fit.state(), fresh))
+        self.team.tell(Lesson(self.section, *names, fit.views, self.prior, fit.state(), fresh))
 
     def _fit(self, groups: Sequence[np.ndarray], number: int) -> Fit:
         views = self.views

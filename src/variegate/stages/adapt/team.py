@@ -18,7 +18,7 @@ from variegate.stages.adapt.checkpoints import State
 
 if TYPE_CHECKING:
     from variegate.recipe import Recipe
-    from variegate.stages.adapt.fit import Views
+    from variegate.stages.adapt.fit import Settled, Views
 
 PATIENCE = timedelta(hours=12)  # the others wait while the first one reads data, previews and draws
 
@@ -52,6 +52,7 @@ class Team:
 class Lesson:
     """All that the other processes need for one course; tensors on the CPU."""
 
+    section: Settled
     placeholders: tuple[str, ...]
     words: tuple[str, ...]
     seed: int
@@ -93,7 +94,7 @@ def help_out(recipe: Recipe) -> int:
     from dataclasses import replace
 
     from variegate.backends.diffusion import DiffusionBackend
-    from variegate.stages.adapt.fit import Fit, settled
+    from variegate.stages.adapt.fit import Fit
     from variegate.stages.adapt.material import training_spec
     from variegate.stages.adapt.trainee import Trainee
 
@@ -101,11 +102,10 @@ def help_out(recipe: Recipe) -> int:
     spec = training_spec(recipe)
     while (lesson := team.tell(None)) is not None:
         with DiffusionBackend.open(replace(spec, device=own_device(spec.device))) as backend:
-            section = settled(recipe.adapt, backend.facts.width)
-            trainee = Trainee(backend, section, lesson.placeholders, lesson.words, lesson.seed)
+            trainee = Trainee(backend, lesson.section, lesson.placeholders, lesson.words, lesson.seed)
             fit = Fit(
                 trainee,
-                section,
+                lesson.section,
                 lesson.views,
                 None,
                 lesson.prior,
@@ -114,7 +114,7 @@ def help_out(recipe: Recipe) -> int:
                 team=team,
             )
             fit.restore(lesson.state, fresh=lesson.fresh)
-            fit.run(section.steps)
+            fit.run(lesson.section.steps)
         count += 1
     torch.distributed.destroy_process_group()
     return count

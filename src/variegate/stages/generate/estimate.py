@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -57,7 +58,7 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         "memory_gb": round((PROGRAM_BYTES + model.weight_bytes + spec.batch * _per_image(spec, model)) / 1e9, 2),
     }
     bytes_per_image = BYTES_PER_PIXEL * spec.size_px**2
-    learned = images_learned(recipe.adapt, len(facts.classes))
+    learned = images_learned(recipe.adapt, sum(real), len(facts.classes))
     if learned:
         answer["images_learned_from"] = learned
     if measure and len(plan):
@@ -100,12 +101,17 @@ def _plan(
     return make_plan(classes, images, recipe.generate, pool, backend, negative="", seed=recipe.seed, masks=masks)
 
 
-def images_learned(section: AdaptSection, num_classes: int) -> int:
+def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> int:
     """Images that adapting goes through, each as often as it is seen."""
     if section.method in {"none", "file"}:
         return 0
     courses = 1 if section.joint else num_classes
-    return courses * section.steps * section.batch * (2 if section.prior.images else 1)
+    return (
+        courses
+        * section.steps_for(math.ceil(num_images / courses))
+        * section.batch
+        * (2 if section.prior.images else 1)
+    )
 
 
 def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:

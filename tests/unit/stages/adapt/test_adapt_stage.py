@@ -85,6 +85,18 @@ def test_adapter_json_says_what_it_was_made_from(tiny_sd: Path, finished: Path) 
     assert facts.scores["held_out_first"] > 0 and "preview_copies" in facts.scores
 
 
+@pytest.mark.parametrize(("joint", "each"), [(True, 9), (False, 3)])
+def test_steps_left_open_follow_the_number_of_images(
+    tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: bool, each: int
+) -> None:
+    monkeypatch.setattr("variegate.recipe.VIEWS_PER_IMAGE", 4)
+    monkeypatch.setattr("variegate.recipe.LEAST_VIEWS", 1)
+    recipe = recipe_of(tiny_sd, method="tokens", joint=joint, steps=None, batch=4, previews=0)
+    with make_run(tmp_path / "run", splits={"train": 3, "test": 1}) as folder:
+        assert learn(folder, recipe)["steps"] == 9
+    assert read_adapter(tmp_path / "run/adapt").recipe["adapt"]["steps"] == each
+
+
 def test_previews_and_the_log_are_in_the_run_folder(finished: Path) -> None:
     from PIL import Image
 

@@ -19,7 +19,15 @@ from variegate.files import file_sha256
 from variegate.images import encode_image, load_rgb, load_square
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
-from variegate.recipe import BackendSection, EvaluateSection, FractalStep, GenerateSection, PromptsSection, Recipe
+from variegate.recipe import (
+    AdaptSection,
+    BackendSection,
+    EvaluateSection,
+    FractalStep,
+    GenerateSection,
+    PromptsSection,
+    Recipe,
+)
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.draw import is_out_of_memory
@@ -265,8 +273,11 @@ class Facts:
 
     classes = tuple(ClassInfo(k, name, f"{k:04d}") for k, name in enumerate(NAMES))
 
+    def __init__(self, images: int = 3) -> None:
+        self.images = images
+
     def counts(self) -> dict:
-        return {"train": {"cat": 3, "dog": 3, "red_owl": 3}}
+        return {"train": dict.fromkeys(NAMES, self.images)}
 
 
 def test_the_estimate_counts_what_would_be_drawn(tiny_sd: Path) -> None:
@@ -279,6 +290,12 @@ def test_the_estimate_counts_what_would_be_drawn(tiny_sd: Path) -> None:
     assert (more["refined_images"], more["operations"]) == (18, ["fractal"]) and more["disk_mb"] > answer["disk_mb"]
     timed = stage.estimate(recipe_of(tiny_sd), Facts())
     assert timed["seconds"] > 0 and json.dumps(timed)
+
+
+@pytest.mark.parametrize(("images", "learned"), [(3, 9600), (100, 57600), (1000, 96000)])
+def test_the_estimate_counts_what_adapting_goes_through(tiny_sd: Path, images: int, learned: int) -> None:
+    recipe = recipe_of(tiny_sd).model_copy(update={"adapt": AdaptSection(method="lora")})
+    assert stage.estimate(recipe, Facts(images), measure=False)["images_learned_from"] == learned
 
 
 # ------------------------------------------------------------------------------------------ edits, masks, sequences
