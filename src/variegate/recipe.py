@@ -143,10 +143,8 @@ class AdaptSection(Section):
     targets: Literal["attention", "all"] | list[str] = "attention"  # where the U-Net gets a LoRA; all: convolutions and
     # feed-forward layers too, which small models need; or endings of module names
     text_encoder_lora: bool = False
-    steps: int | None = Field(
-        None, ge=1
-    )  # null: as many as show each training image 192 times, at least 300 batches of
-    # 32 and at most 3,000; joint: false: each image of a class
+    steps: int | None = Field(None, ge=1)  # null: what shows each training image 192 times (joint: false: each one of a
+    # class), at least 300 batches of 32 and at most 3,000
     batch: int = Field(32, ge=1)  # images a step, all processes together
     micro_batch: int | None = Field(None, ge=1)  # of them at a time; null: all. Halved when memory runs out
     optimizer: Literal["adamw", "adamw-8bit", "prodigy"] = "adamw"
