@@ -101,9 +101,8 @@ def _draw(part: _Part) -> Meadow:
         return _make(part)
 
 
-@lru_cache(
-    maxsize=len(SPLITS)
-)  # a thread that waited long may still ask for the first part when others are at the last
+# a thread that waited long may still ask for the first part when others are at the last
+@lru_cache(maxsize=len(SPLITS))
 def _make(part: _Part) -> Meadow:
     options, bias = part.options, part.options.habitat_bias
     return make_meadow(

@@ -106,12 +106,8 @@ def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> 
     if section.method in {"none", "file"}:
         return 0
     courses = 1 if section.joint else num_classes
-    return (
-        courses
-        * section.steps_for(math.ceil(num_images / courses))
-        * section.batch
-        * (2 if section.prior.images else 1)
-    )
+    steps = courses * section.steps_for(math.ceil(num_images / courses))
+    return steps * section.batch * (2 if section.prior.images else 1)
 
 
 def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:
