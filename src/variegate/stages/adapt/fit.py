@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from variegate.errors import MissingExtra, TaskFailed
+from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
 from variegate.stages.adapt.checkpoints import State
 from variegate.stages.adapt.objective import item_losses, level_weights, noised, target
+from variegate.stages.adapt.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from variegate.stages.adapt.sampling import Batch, sample_batch
 from variegate.stages.adapt.team import Team
 from variegate.stages.adapt.trainee import Trainee, seeded
@@ -84,21 +85,7 @@ def optimizer_for(trainee: Trainee, section: Settled) -> torch.optim.Optimizer:
         )
         if named
     ]
-    if section.optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, foreach=True)
-    if section.optimizer == "adamw-8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as exc:
-            raise MissingExtra.of("bitsandbytes", "8bit", "adapt.optimizer adamw-8bit") from exc
-        return AdamW8bit(groups, betas=(0.9, 0.999), eps=1e-8)
-    try:
-        from prodigyopt import Prodigy
-    except ImportError as exc:
-        raise MissingExtra.of("prodigyopt", "prodigy", "adapt.optimizer prodigy") from exc
-    for group in groups:  # Prodigy finds the step size itself; one factor for all groups
-        group["lr"] = group["peak"] = 1.0
-    return Prodigy(groups)
+    return make_optimizer(groups, section)
 
 
 def rate_factor(step: int, section: Settled) -> float:
@@ -335,9 +322,10 @@ class Fit:
         tensors = {f"value/{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        moments = self.optimizer.state_dict()["state"]
-        tensors |= {f"optimizer/{i}/{k}": torch.as_tensor(v) for i, state in moments.items() for k, v in state.items()}
+        moments, numbers = optimizer_state(self.optimizer)
+        tensors |= {f"optimizer/{name}": value for name, value in moments.items()}
         facts = {
+            "optimizer": numbers,
             "log": progress.log,
             "losses": progress.losses,
             "best": progress.best if math.isfinite(progress.best) else None,
@@ -362,11 +350,7 @@ class Fit:
         # in the parameters' own order, which a file sorted by name does not keep
         self.average = {name: parts["average"][name].clone() for name in self.average}
         self.best = {name: parts["best"][name] for name in self.parameters if name in parts["best"]}
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        restore_optimizer(self.optimizer, parts["optimizer"], state.facts["optimizer"])
         facts = state.facts
         self.progress = Progress(
             state.step, list(facts["log"]), list(facts["losses"]),

@@ -30,6 +30,7 @@ from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, content_id
+from variegate.stages.adapt.checkpoints import FORMAT
 from variegate.stages.adapt.material import (
     PREVIEW,
     Material,
@@ -39,6 +40,7 @@ from variegate.stages.adapt.material import (
     training_section,
     training_spec,
 )
+from variegate.stages.adapt.optimizers import check_optimizer
 from variegate.store import RunFolder, explained
 from variegate.templates import plain_name
 
@@ -74,6 +76,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         if problems:
             raise ModelError(problems)
         return
+    check_optimizer(section.optimizer)
     model, unet = locate(training_section(recipe))
     facts = read_model(model, unet)
     if facts.kind != "text-to-image":
@@ -191,7 +194,7 @@ def _learn(context: Context, method: Method) -> dict[str, Any]:
     material = gather(recipe, folder)
     spec = training_spec(recipe)
     key = content_id(
-        __version__, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
+        __version__, FORMAT, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
         [(image.id, image.sha256) for image in (*material.train, *material.held_out)], _mask_hashes(recipe, material),
         material.words, material.captions, material.held_out_captions,
         (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from adapting import fit_of, same, trainee_of, values_of, views_of
 
 from variegate.errors import MissingExtra, TaskFailed
-from variegate.recipe import AdaptSection
+from variegate.recipe import AdaptSection, GenerateSection, Recipe
+from variegate.stages.adapt import optimizers, stage
 from variegate.stages.adapt.checkpoints import FOLDER, State, last_checkpoint, read_checkpoint, write_checkpoint
-from variegate.stages.adapt.fit import Fit, Views, milestones, optimizer_for
+from variegate.stages.adapt.fit import Fit, Views, milestones
 from variegate.stages.adapt.team import Team
 from variegate.stages.adapt.trainee import Trainee
 
@@ -299,17 +301,52 @@ def test_milestones_end_with_the_last_step() -> None:
     assert all(max(milestones(steps, count)) == steps for steps in (1, 2, 7, 300) for count in (1, 2, 4, 10))
 
 
-@pytest.mark.parametrize(("optimizer", "package"), [("adamw-8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
-def test_an_optimiser_that_is_not_installed_names_its_package(tiny_sd: Path, optimizer: str, package: str) -> None:
-    import importlib.util
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "prodigy"])
+def test_other_optimisers_learn_and_restart_with_the_same_bits(
+    tiny_sd: Path, tmp_path: Path, optimizer: str
+) -> None:
+    """Prodigy's step size lies beside the parameters, the 8-bit AdamW's step is a plain number: both are kept."""
+    settings = {"steps": 6, "optimizer": optimizer, "rank": 8, "targets": "all"}
+    with trainee_of(tiny_sd, **settings) as trainee:
+        before, fit = values_of(trainee), fit_of(trainee)
+        fit.run(6)
+        whole = values_of(trainee)
+        assert not any(torch.equal(before[name], value) for name, value in whole.items() if ".lora_A." not in name)
+    with trainee_of(tiny_sd, **settings) as trainee:
+        fit = fit_of(trainee)
+        fit.run(4)
+        write_checkpoint(tmp_path, fit.state(), "key")
+    with trainee_of(tiny_sd, **settings) as trainee:
+        fit = fit_of(trainee)
+        state, _ = read_checkpoint(tmp_path, "key")
+        assert state is not None
+        fit.restore(state)
+        fit.run(6)
+        assert same(values_of(trainee), whole)
 
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
-    with (
-        trainee_of(tiny_sd) as trainee,
-        pytest.raises(MissingExtra, match=rf"adapt.optimizer {optimizer}: needs the package {package} — pip install"),
+
+def test_the_8_bit_optimiser_keeps_its_moments_in_8_bits(tiny_sd: Path) -> None:
+    with trainee_of(tiny_sd, optimizer="adamw-8bit", rank=32, targets="all") as trainee:
+        fit = fit_of(trainee)
+        fit.run(1)
+        kinds = {value.dtype for name, value in fit.state().tensors.items() if name.endswith(("state1", "state2"))}
+        assert torch.uint8 in kinds
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "package", "extra"), [("adamw-8bit", "bitsandbytes", "8bit"), ("prodigy", "prodigyopt", "prodigy")]
+)
+def test_an_optimiser_that_is_not_installed_names_its_package_before_anything_slow(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str, extra: str
+) -> None:
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None if name == package else object())
+    recipe = Recipe(adapt=AdaptSection(method="tokens", optimizer=optimizer), generate=GenerateSection(method="ti-gen"))
+    with pytest.raises(
+        MissingExtra, match=rf"adapt.optimizer {optimizer}: needs the package {package} — pip install 'variegate\[{extra}\]'"
     ):
-        optimizer_for(trainee, AdaptSection(optimizer=optimizer))
+        stage.check(recipe, [])
+    extras = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras[extra][0].startswith(package), "the extra that the message names is there"
 
 
 def test_gradient_checkpointing_changes_memory_not_numbers(tiny_sd: Path) -> None:
