@@ -127,12 +127,23 @@ class PriorSection(Section):
     weight: float = Field(1.0, ge=0.0)
 
 
+class DistillSection(Section):
+    """What the adapted parent draws, learned by the one-step model that will draw (knowledge distillation, arXiv 2101.02388)."""
+
+    pairs: int = Field(
+        0, ge=0
+    )  # noised latents and what the parent makes of them; 0: its adapter is carried over as it is
+    steps: int = Field(300, ge=1)  # optimiser steps on them
+    lr: float | None = Field(None, gt=0.0)  # of the LoRA, and of tokens in proportion; null: half of the parent's
+
+
 class AdaptSection(Section):
     """Teaching the model the classes: learned tokens (arXiv 2208.01618), LoRA (arXiv 2106.09685), or both at once."""
 
     method: Literal["none", "tokens", "lora", "tokens+lora", "file"] = "none"
     path: str | None = None  # method file: an adapter's folder, from another run or from variegate import
     model: str | None = None  # learn on this model, draw with backend.model: the many-step parent of a one-step model
+    distill: DistillSection = DistillSection()  # with `model`: teach the one-step model what its parent has learned
     joint: bool = True  # false (tokens only): a run of its own for each class
     vectors: int = Field(1, ge=1, le=64)  # tokens a class
     init: str = "name"  # first values: name (the class's own words), random, or a word such as bird
@@ -176,6 +187,11 @@ class AdaptSection(Section):
             raise ValueError("method file and path go together: path names the adapter's folder")
         if not self.joint and self.method != "tokens":
             raise ValueError("joint: false is for method tokens; a LoRA is learned for all classes at once")
+        if self.distill.pairs and (self.model is None or not self.has_lora or not self.joint):
+            raise ValueError(
+                "distill teaches a one-step model what its adapted parent draws; name the parent in model, and set "
+                "method lora or tokens+lora"
+            )
         if self.early_stop is not None and not self.evaluations:
             raise ValueError("early_stop watches the held-out loss and evaluations is 0; raise it")
         if not self.init.strip():

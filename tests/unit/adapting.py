@@ -42,7 +42,7 @@ ADAPT = {
 }
 
 
-def recipe_of(model: Path | str, *, backend: dict | None = None, generate: dict | None = None,
+def recipe_of(model: Path | str, /, *, backend: dict | None = None, generate: dict | None = None,
               prompts: dict | None = None, seed: int = 0, **adapt: object) -> Recipe:  # fmt: skip
     section = AdaptSection(**{**ADAPT, **adapt})
     strategy = {"none": "real-gen", "tokens": "ti-gen"}.get(section.method, "diff-gen")

@@ -95,6 +95,14 @@ class DiffusionBackend:
         """The pipeline, for adapting; what is changed in it is drawn with."""
         return self._pipe
 
+    @property
+    def num_train_timesteps(self) -> int:
+        return int(self._pipe.scheduler.config.num_train_timesteps)
+
+    def signal(self, timestep: int) -> float:
+        """alpha^2 of x = alpha x_0 + sigma noise at a timestep."""
+        return float(self._pipe.scheduler.alphas_cumprod[timestep])
+
     def forget_texts(self) -> None:
         """Encode prompts anew: the text encoder has changed."""
         self._texts.clear()
@@ -208,7 +216,30 @@ class DiffusionBackend:
         masked: torch.Tensor | None = None,
         passes: Sequence[float] = (),
     ) -> np.ndarray:
-        """Draw one chunk: uint8 [N, S, S, 3].
+        """Draw one chunk: uint8 [N, S, S, 3]; see `draw_latents`."""
+        return self.decode(
+            self.draw_latents(
+                prompts, sources, strengths=strengths, steps=steps, seeds=seeds, negative=negative,
+                token_noise=token_noise, repaint=repaint, masked=masked, passes=passes,
+            )
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def draw_latents(
+        self,
+        prompts: Sequence[str],
+        sources: torch.Tensor | None,
+        *,
+        strengths: Sequence[float],
+        steps: int,
+        seeds: Sequence[int],
+        negative: str = "",
+        token_noise: Sequence[TokenNoise | None] | None = None,
+        repaint: np.ndarray | None = None,
+        masked: torch.Tensor | None = None,
+        passes: Sequence[float] = (),
+    ) -> torch.Tensor:
+        """One chunk before decoding: scaled latents, float32 [N, C, h, w].
 
         `sources`: scaled latents of `encode_sources`, or None to draw from text alone. `steps` are executed steps; `strengths`
         matter in one-step drawing only, where each image has its own noise level. Noise comes from each row's own seed.
@@ -235,7 +266,7 @@ class DiffusionBackend:
                         total=spec.steps, steps=executed, generators=[_generator(seed, purpose) for seed in seeds],
                     )  # fmt: skip
                 given = given._replace(start=latents)
-            return self.decode(latents)
+            return latents
 
     def _given(self, sources: torch.Tensor | None, repaint: np.ndarray | None, masked: torch.Tensor | None) -> Given:
         """What the model's kind makes of sources and masks; raises ValueError for what it cannot draw."""

@@ -11,7 +11,7 @@ from variegate.backends.adapter import ADAPTER, FACTS
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe, overlaid
 from variegate.records import content_id
-from variegate.stages.adapt.material import training_fingerprint
+from variegate.stages.adapt.material import lesson_fingerprints
 from variegate.store import RunFolder
 
 NOT_LEARNED = {"model", "previews", "evaluations", "checkpoints"}  # keys that leave the learned weights as they are
@@ -41,7 +41,7 @@ class Shelf:
             recipe.seed,
             recipe.dataset.model_dump(),
             recipe.adapt.model_dump(exclude=NOT_LEARNED),
-            training_fingerprint(recipe),
+            lesson_fingerprints(recipe),
             (recipe.prompts.text, recipe.prompts.environments),
         )
         return self.root / lesson

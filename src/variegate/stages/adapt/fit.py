@@ -14,7 +14,7 @@ from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
 from variegate.stages.adapt.checkpoints import State
-from variegate.stages.adapt.objective import item_losses, level_weights, noised, target
+from variegate.stages.adapt.objective import clean_of, huber_losses, item_losses, level_weights, noised, target
 from variegate.stages.adapt.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from variegate.stages.adapt.sampling import Batch, sample_batch
 from variegate.stages.adapt.team import Team
@@ -28,12 +28,18 @@ HELD_OUT_SEED = 2208
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Encoded images with their captions; latents [N, views, C, h, w] scaled, masks [N, views, 1, h, w] or None."""
+    """Encoded images with their captions; latents [N, views, C, h, w] scaled, masks [N, views, 1, h, w] or None.
+
+    With `starts` and `times` they are pairs instead: noised latents, like `latents`, and the timestep of each [N], from which
+    a one-step model should reach `latents`.
+    """
 
     latents: torch.Tensor
     captions: Sequence[Sequence[str]]  # [image][text]
     weights: np.ndarray  # chance of each image
     masks: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+    times: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -73,6 +79,13 @@ def settled(section: AdaptSection, width: int, num_images: int) -> Settled:
     token_lr = section.token_lr if section.token_lr is not None else TOKEN_RATE * (RATE_WIDTH / width) ** 2
     open_keys = {"lr": lr, "token_lr": token_lr, "steps": section.steps_for(num_images)}
     return Settled.model_validate(section.model_dump() | open_keys)
+
+
+def distilling(section: Settled) -> Settled:
+    """The section of the lesson that follows a parent's own: its steps and rates, and nothing that images alone have."""
+    rate = section.distill.lr if section.distill.lr is not None else section.lr / 2
+    own = {"steps": section.distill.steps, "lr": rate, "token_lr": section.token_lr * rate / section.lr}
+    return section.model_copy(update={**own, "early_stop": None, "timesteps": "all", "mask": "none"})
 
 
 def optimizer_for(trainee: Trainee, section: Settled) -> torch.optim.Optimizer:
@@ -235,6 +248,8 @@ class Fit:
 
     def _losses(self, views: Views, batch: Batch) -> torch.Tensor:
         """Loss of each item [N]."""
+        if views.starts is not None:
+            return self._pair_losses(views, batch)
         trainee, device = self.trainee, self.trainee.device
         image, view = torch.from_numpy(batch.image), torch.from_numpy(batch.view)
         clean = views.latents[image, view].float()
@@ -250,6 +265,17 @@ class Fit:
         weights = level_weights(self.kind, kept, cap).to(device)
         mask = None if views.masks is None else views.masks[image, view].to(device)
         return item_losses(predicted, wanted, weights, mask)
+
+    def _pair_losses(self, views: Views, batch: Batch) -> torch.Tensor:
+        """How far the one-step model ends from where its parent does, from the same noised latents; [N]."""
+        assert views.starts is not None and views.times is not None, "pairs have both"
+        trainee, device = self.trainee, self.trainee.device
+        image, view = torch.from_numpy(batch.image), torch.from_numpy(batch.view)
+        noisy, ends = (part[image, view].float().to(device) for part in (views.starts, views.latents))
+        times = views.times[image]
+        text = trainee.encode([views.captions[i][0] for i in batch.image])
+        predicted = trainee.predict(noisy, times.to(device), text).float()
+        return huber_losses(clean_of(self.kind, predicted, noisy, self.kept[times].to(device)), ends)
 
     def _noise(self, seed: int, shape: torch.Size) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -284,14 +310,17 @@ class Fit:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Mean loss over held-out images at fixed noise levels with fixed noise: comparable between steps and runs."""
+        """Mean loss over held-out images at fixed noise levels with fixed noise: comparable between steps and runs.
+
+        Pairs have their own noise.
+        """
         views = self.held_out
         assert views is not None, "there are held-out images"
         count = min(len(views), HELD_OUT_IMAGES)
         picked = np.linspace(0, len(views) - 1, count).round().astype(np.int64)
         losses = []
         with self.averaged(), self.trainee.computing(training=False):
-            for level in HELD_OUT_LEVELS:
+            for level in HELD_OUT_LEVELS if views.starts is None else (1.0,):
                 time = round(level * (len(self.kept) - 1))
                 seeds = np.array([seed_from(HELD_OUT_SEED, level, int(i)) for i in picked]) % 2**62
                 zeros = np.zeros(count, np.int64)

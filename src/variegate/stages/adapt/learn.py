@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from variegate.judge import Judge, class_agreement, train_judge
 from variegate.pipeline import Context
 from variegate.records import RealImage, seed_from
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
-from variegate.stages.adapt.fit import Fit, Views, milestones, settled
+from variegate.stages.adapt.fit import Fit, Views, distilling, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
 from variegate.stages.adapt.preview import draw_preview, plan_preview, preview_warnings, sheet
 from variegate.stages.adapt.sampling import image_weights
@@ -28,21 +29,40 @@ from variegate.stages.adapt.trainee import Trainee
 from variegate.stages.adapt.views import encode_views, mask_views
 
 
-class Course:
-    """Trains every group of classes in turn: all at once (joint), or each class alone."""
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a one-step model is taught with: pairs, and the values that its parent has learned."""
 
-    def __init__(self, context: Context, backend: DiffusionBackend, material: Material, key: str) -> None:
+    pairs: Views
+    held_out: Views | None
+    values: Mapping[str, torch.Tensor]  # by the trainee's parameter names
+
+
+class Course:
+    """Trains every group of classes in turn: all at once (joint), or each class alone.
+
+    With `taught` it is the one-step model that learns, from its parent's drawings.
+    """
+
+    def __init__(
+        self, context: Context, backend: DiffusionBackend, material: Material, key: str, taught: Taught | None = None
+    ) -> None:
         self.context, self.backend, self.material, self.key = context, backend, material, key
-        self.recipe, self.folder = context.recipe, context.folder
+        self.recipe, self.folder, self.taught = context.recipe, context.folder, taught
         courses = 1 if self.recipe.adapt.joint else len(material.classes)
         self.section = settled(self.recipe.adapt, backend.facts.width, math.ceil(len(material.train) / courses))
         self.seed = seed_from(self.recipe.seed, "adapt")
         self.team = join()
-        # latents first: the autoencoder and the base model are as they came
-        self.views = self._views(material.train, material.captions)
-        self.held_out = self._held_out()
-        self.prior = self._prior()
-        self.judge = self._teach() if self.section.previews else None
+        self.prior, self.judge = None, None
+        if taught is None:
+            # latents first: the autoencoder and the base model are as they came
+            self.views = self._views(material.train, material.captions)
+            self.held_out = self._held_out()
+            self.prior = self._prior()
+            self.judge = self._teach() if self.section.previews else None
+        else:
+            self.section = distilling(self.section)
+            self.views, self.held_out = taught.pairs, taught.held_out
         self.trainee = Trainee(backend, self.section, material.placeholders, material.words, self.seed)
         self.plan = plan_preview(material.captions, labels_of(material.train), seed_from(self.recipe.seed, "preview"))
         self.log: list[dict[str, Any]] = []
@@ -132,12 +152,16 @@ class Course:
         self.steps_done = first * section.steps
         if state:
             self.log, self.seen = list(state.facts["course_log"]), dict(state.facts["seen"])
-        with self.context.reporter.bar("adapting", section.steps * len(groups), unit="steps", done=done) as bar:
+        doing = "adapting" if self.taught is None else "distilling"
+        with self.context.reporter.bar(doing, section.steps * len(groups), unit="steps", done=done) as bar:
             start, resumed = time.monotonic(), done
             for number in range(first, len(groups)):
                 fit = self._fit(groups, number)
                 if state:
                     fit.restore(_within(state, state.step - number * section.steps))
+                elif self.taught is not None:
+                    values = {f"value/{name}": value for name, value in self.taught.values.items()}
+                    fit.restore(State(0, values), fresh=True)
                 self._call_team(fit, number, fresh=state is None)
                 state = None
                 self._train(fit, number, bar)
@@ -156,7 +180,7 @@ class Course:
             return
         material = self.material
         names = (material.placeholders, material.words, self.seed, number)
-        self.team.tell(Lesson(self.section, *names, fit.views, self.prior, fit.state(), fresh))
+        self.team.tell(Lesson(self.section, *names, fit.views, self.prior, fit.state(), fresh, self.taught is not None))
 
     def _fit(self, groups: Sequence[np.ndarray], number: int) -> Fit:
         views = self.views

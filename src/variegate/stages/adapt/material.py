@@ -82,13 +82,34 @@ def training_section(recipe: Recipe) -> BackendSection:
     return own.model_copy(update={"model": recipe.adapt.model, "revision": None, "unet": None, **few})
 
 
+def final_section(recipe: Recipe) -> BackendSection:
+    """The backend whose weights the finished adapter fits: what draws, where its parent's lesson is distilled into it."""
+    return recipe.backend if recipe.adapt.distill.pairs else training_section(recipe)
+
+
 def training_fingerprint(recipe: Recipe) -> str:
-    return model_fingerprint(*locate(training_section(recipe)))
+    """Of the weights that the finished adapter fits."""
+    return model_fingerprint(*locate(final_section(recipe)))
+
+
+def lesson_fingerprints(recipe: Recipe) -> tuple[str, ...]:
+    """Of all weights that what is learned depends on."""
+    sections = (training_section(recipe), final_section(recipe))
+    return tuple(dict.fromkeys(model_fingerprint(*locate(section)) for section in sections))
 
 
 def training_spec(recipe: Recipe) -> BackendSpec:
     """The backend that is trained and previews, in a dtype whose gradients do not vanish."""
-    spec = resolve_backend(training_section(recipe))
+    return _spec(recipe, training_section(recipe))
+
+
+def final_spec(recipe: Recipe) -> BackendSpec:
+    """The same of the backend that the finished adapter fits."""
+    return _spec(recipe, final_section(recipe))
+
+
+def _spec(recipe: Recipe, section: BackendSection) -> BackendSpec:
+    spec = resolve_backend(section)
     dtype = recipe.adapt.dtype
     if dtype == "auto":
         dtype = "fp32" if spec.dtype == "fp16" else spec.dtype

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+HUBER_WIDTH = 0.3  # of latents of unit deviation
+
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """x_t [N, C, h, w] for alpha^2 = `kept` [N]."""
@@ -33,6 +35,20 @@ def level_weights(kind: str, kept: torch.Tensor, cap: float | None) -> torch.Ten
     if kind == "epsilon":
         return capped / ratio.clamp(min=1e-8)
     return capped if kind == "sample" else capped / (ratio + 1)
+
+
+def clean_of(kind: str, predicted: torch.Tensor, noisy: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The clean latents x_0 that a prediction of this type stands for."""
+    alpha, sigma = _levels(kept)
+    if kind == "sample":
+        return predicted
+    return alpha * noisy - sigma * predicted if kind == "v_prediction" else (noisy - sigma * predicted) / alpha
+
+
+def huber_losses(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Pseudo-Huber error of each item [N]: blurs less than squares where several ends are possible (arXiv 2310.14189)."""
+    error = (predicted.float() - wanted.float()).square()
+    return ((error + HUBER_WIDTH**2).sqrt() - HUBER_WIDTH).mean((1, 2, 3))
 
 
 def item_losses(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from variegate import __version__
 from variegate.backends.adapter import (
@@ -22,19 +22,24 @@ from variegate.backends.adapter import (
     read_adapter,
     write_adapter,
 )
-from variegate.backends.base import locate
+from variegate.backends.base import BackendSpec, locate, with_adapter
 from variegate.backends.folder import read_model, weight_shapes
 from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
-from variegate.records import ClassInfo, content_id
+from variegate.records import ClassInfo, RealImage, content_id, seed_from
 from variegate.stages.adapt.checkpoints import FORMAT
 from variegate.stages.adapt.material import (
     PREVIEW,
     Material,
+    final_section,
+    final_spec,
     gather,
+    labels_of,
+    lesson_fingerprints,
+    load_pixels,
     splits_hash,
     training_fingerprint,
     training_section,
@@ -44,8 +49,15 @@ from variegate.stages.adapt.optimizers import check_optimizer
 from variegate.store import RunFolder, explained
 from variegate.templates import plain_name
 
+if TYPE_CHECKING:
+    import torch
+
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt.learn import Course
+
 NAME = "adapt"
-LOG = "adapt/log.jsonl"
+LOG = "log.jsonl"
+PARENT = f"{ADAPTER}/parent"  # the adapter of the many-step model, where it is distilled into another
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     if section.method == "none":
         return {"adapt": "none"}
     keys = {"adapt": section.model_dump(), "seed": recipe.seed, "backend": recipe.backend.model_dump()}
-    keys["model"] = training_fingerprint(recipe)
+    keys["model"] = lesson_fingerprints(recipe)
     if section.method == "file":
         return keys | {"file": adapter_hash(Path(str(section.path)))}
     return keys | {"texts": recipe.prompts.text, "environments": recipe.prompts.environments, "fit": recipe.dataset.fit}
@@ -69,7 +81,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         problems = check_fit(
             Path(str(section.path)),
             fingerprint=training_fingerprint(recipe),
-            model=training_section(recipe).model,
+            model=final_section(recipe).model,
             classes=[info.name for info in classes],
         )
         problems += _use_problems(recipe)
@@ -87,7 +99,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
         raise ModelError(Problem("adapt.model", text, remedy))
-    found = (_first_word_problem(recipe, model, classes), _target_problem(recipe, model))
+    found = (_first_word_problem(recipe, model, classes), _target_problem(recipe, model), _distill_problem(recipe))
     problems = [problem for problem in found if problem]
     if problems:
         raise ModelError(problems)
@@ -118,6 +130,21 @@ def _target_problem(recipe: Recipe, model: Path) -> Problem | None:
     return Problem(
         "adapt.targets", text, "use attention, all, or endings such as to_q, to_k, to_v, to_out.0, proj_in, conv1"
     )
+
+
+def _distill_problem(recipe: Recipe) -> Problem | None:
+    """A parent and a model that draws which do not belong together."""
+    if not recipe.adapt.distill.pairs:
+        return None
+    where, name = "adapt.distill", recipe.backend.model
+    if recipe.backend.steps != 1:
+        text = f"teaches a one-step model, and {name} is to draw in {recipe.backend.steps} steps"
+        return Problem(where, text, "set backend.steps=1 and name a one-step model, or adapt.distill.pairs=0")
+    folders = [locate(section)[0] / "unet" for section in (training_section(recipe), recipe.backend)]
+    if weight_shapes(folders[0]) != weight_shapes(folders[1]):
+        text = f"the U-Nets of {recipe.adapt.model} and {name} differ in shape, so a LoRA cannot pass from one to the other"
+        return Problem(where, text, "name the model that the one-step model was made from in adapt.model")
+    return None
 
 
 def _use_problems(recipe: Recipe) -> list[Problem]:
@@ -155,7 +182,7 @@ def _take(context: Context) -> dict[str, Any]:
     problems = check_fit(
         source,
         fingerprint=training_fingerprint(recipe),
-        model=training_section(recipe).model,
+        model=final_section(recipe).model,
         classes=names,
         splits=splits_hash(folder),
     )
@@ -186,38 +213,111 @@ def _register(folder: RunFolder) -> None:
 
 
 def _learn(context: Context, method: Method) -> dict[str, Any]:
-    from variegate.backends.diffusion import DiffusionBackend
-    from variegate.stages.adapt.learn import Course
-
     recipe, folder = context.recipe, context.folder
-    start = time.monotonic()
     material = gather(recipe, folder)
+    if not recipe.adapt.distill.pairs:
+        return _first_lesson(context, method, material, ADAPTER)
+    parent = json.loads(folder.meta(PARENT) or "{}")
+    if parent.get("key") != _key(recipe, material):
+        summary = _first_lesson(context, method, material, PARENT)
+        parent = {"key": _key(recipe, material), "summary": summary}
+        folder.set_meta(PARENT, json.dumps(parent))
+    return _second_lesson(context, method, material, parent["summary"])
+
+
+def _key(recipe: Recipe, material: Material, *more: object) -> str:
+    """Of all that a course of learning depends on."""
     spec = training_spec(recipe)
-    key = content_id(
+    return content_id(
         __version__, FORMAT, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
         [(image.id, image.sha256) for image in (*material.train, *material.held_out)], _mask_hashes(recipe, material),
         material.words, material.captions, material.held_out_captions,
-        (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None,
+        (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None, *more,
     )  # fmt: skip
+
+
+def _first_lesson(context: Context, method: Method, material: Material, where: str) -> dict[str, Any]:
+    """The training images themselves; the adapter goes to the folder `where` of the run."""
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt.learn import Course
+
+    recipe, folder, start = context.recipe, context.folder, time.monotonic()
+    spec = training_spec(recipe)
     with explained(folder.root), DiffusionBackend.open(spec) as backend:
-        course = Course(context, backend, material, key)
+        course = Course(context, backend, material, _key(recipe, material))
         course.run()
-        facts = AdapterFacts(
-            method=method,
-            classes=tuple(info.name for info in material.classes),
-            placeholders=material.placeholders,
-            vectors=recipe.adapt.vectors,
-            base={"model": spec.model, "revision": spec.revision, "fingerprint": spec.fingerprint},
-            data=content_id(sorted((image.id, image.sha256) for image in material.train)),
-            splits=splits_hash(folder),
-            recipe={"seed": recipe.seed, "adapt": course.section.model_dump(), "prompts": recipe.prompts.model_dump()},
-            versions=_versions(),
-            scores=course.scores(),
-        )
-        write_adapter(folder.path(ADAPTER), facts, course.trainee.learned_tokens(), course.trainee.learned_lora())
-    folder.write(LOG, "".join(json.dumps(line) + "\n" for line in course.log))
-    _register(folder)
+        _write(folder, where, _facts(context, method, material, course, spec), course)
     return _summary(recipe, material, course, time.monotonic() - start)
+
+
+def _second_lesson(context: Context, method: Method, material: Material, parent: dict[str, Any]) -> dict[str, Any]:
+    """What the adapted parent draws, taught to the one-step model that will draw."""
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt.distill import deal, draw_pairs, noise_levels, pair_captions
+    from variegate.stages.adapt.learn import Course, Taught
+    from variegate.stages.adapt.trainee import learned_values
+
+    recipe, folder, start = context.recipe, context.folder, time.monotonic()
+    section, seed, levels = recipe.adapt, seed_from(recipe.seed, "distill"), noise_levels(recipe)
+    parent_spec = with_adapter(training_spec(recipe), folder.path(PARENT), "all")
+    dealt = [material.train[k] for k in deal(labels_of(material.train), section.distill.pairs, seed)]
+    captions = pair_captions(recipe, material.classes, dealt, material.placeholders, seed)
+    with explained(folder.root), DiffusionBackend.open(parent_spec) as backend:
+        sources = _sources(recipe, backend, material, dealt)
+        with context.reporter.bar("drawing pairs", len(captions)) as bar:
+            pairs, looked_at = draw_pairs(backend, sources, captions, levels, folder.root, flip=section.flip, seed=seed,
+                                          advance=bar.advance)  # fmt: skip
+    spec = final_spec(recipe)
+    key = _key(recipe, material, spec.fingerprint, parent_spec.adapter_hash, parent_spec.to_json(), levels)
+    with explained(folder.root), DiffusionBackend.open(spec) as backend:
+        values = learned_values(folder.path(PARENT), section.alpha, section.rank)
+        course = Course(context, backend, material, key, Taught(pairs, looked_at if len(looked_at) else None, values))
+        course.run()
+        _write(folder, ADAPTER, _facts(context, method, material, course, spec), course)
+    seconds = time.monotonic() - start
+    return _distilled(parent, _summary(recipe, material, course, seconds), len(captions), recipe.backend.model)
+
+
+def _sources(recipe: Recipe, backend: DiffusionBackend, material: Material, dealt: Sequence[RealImage]) -> torch.Tensor:
+    """Latents of the image that each pair starts from, encoded once each."""
+    pixels = load_pixels(recipe, material.train, backend.spec.size_px)
+    places = {image.id: place for place, image in enumerate(material.train)}
+    return backend.encode_sources(pixels)[[places[image.id] for image in dealt]]
+
+
+def _distilled(parent: dict[str, Any], own: dict[str, Any], pairs: int, model: str) -> dict[str, Any]:
+    """One summary of both lessons: what the parent learned, and how far the one-step model follows it."""
+    scores, line = own["scores"], f"{parent['line']}; then distilled into {model} from {pairs:,} pairs"
+    line += f" in {own['steps']:,} steps, {own['seconds']:.0f} s"
+    if "held_out_first" in scores:
+        line += f", distance to the parent {scores['held_out_first']:.4f} -> {scores['held_out_last']:.4f}"
+    both = {key: round(parent[key] + own[key], 3) for key in ("steps", "images_seen", "seconds")}
+    seen = {key: own[key] for key in ("preview", "preview_columns", "log")}
+    warnings = list(dict.fromkeys([*parent["warnings"], *own["warnings"]]))
+    return {**parent, **both, **seen, "line": line, "warnings": warnings, "parent": parent, "distilled": scores}
+
+
+def _facts(context: Context, method: Method, material: Material, course: Course, spec: BackendSpec) -> AdapterFacts:
+    recipe = context.recipe
+    return AdapterFacts(
+        method=method,
+        classes=tuple(info.name for info in material.classes),
+        placeholders=material.placeholders,
+        vectors=recipe.adapt.vectors,
+        base={"model": spec.model, "revision": spec.revision, "fingerprint": spec.fingerprint},
+        data=content_id(sorted((image.id, image.sha256) for image in material.train)),
+        splits=splits_hash(context.folder),
+        recipe={"seed": recipe.seed, "adapt": course.section.model_dump(), "prompts": recipe.prompts.model_dump()},
+        versions=_versions(),
+        scores=course.scores(),
+    )
+
+
+def _write(folder: RunFolder, where: str, facts: AdapterFacts, course: Course) -> None:
+    write_adapter(folder.path(where), facts, course.trainee.learned_tokens(), course.trainee.learned_lora())
+    folder.write(f"{where}/{LOG}", "".join(json.dumps(line) + "\n" for line in course.log))
+    if where == ADAPTER:
+        _register(folder)
 
 
 def _mask_hashes(recipe: Recipe, material: Material) -> list[str]:
@@ -227,8 +327,8 @@ def _mask_hashes(recipe: Recipe, material: Material) -> list[str]:
     return [file_sha256(Path(image.mask)) if image.mask else "" for image in (*material.train, *material.held_out)]
 
 
-def _summary(recipe: Recipe, material: Material, course: Any, seconds: float) -> dict[str, Any]:
-    section, scores = recipe.adapt, course.scores()
+def _summary(recipe: Recipe, material: Material, course: Course, seconds: float) -> dict[str, Any]:
+    section, scores = course.section, course.scores()
     line = f"{section.method} for {len(material.classes)} classes, {course.steps_done:,} steps in {seconds:.0f} s"
     if "held_out_first" in scores:
         line += f", held-out loss {scores['held_out_first']:.4f} -> {scores['held_out_last']:.4f}"

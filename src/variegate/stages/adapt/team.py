@@ -61,6 +61,7 @@ class Lesson:
     prior: Views | None
     state: State  # where to start: values may come from a checkpoint or from another group's run
     fresh: bool  # whether the optimiser starts anew
+    distilling: bool = False  # into the backend that draws
 
 
 def size_of_team() -> int:
@@ -95,12 +96,12 @@ def help_out(recipe: Recipe) -> int:
 
     from variegate.backends.diffusion import DiffusionBackend
     from variegate.stages.adapt.fit import Fit
-    from variegate.stages.adapt.material import training_spec
+    from variegate.stages.adapt.material import final_spec, training_spec
     from variegate.stages.adapt.trainee import Trainee
 
     team, count = join(), 0
-    spec = training_spec(recipe)
     while (lesson := team.tell(None)) is not None:
+        spec = final_spec(recipe) if lesson.distilling else training_spec(recipe)
         with DiffusionBackend.open(replace(spec, device=own_device(spec.device))) as backend:
             trainee = Trainee(backend, lesson.section, lesson.placeholders, lesson.words, lesson.seed)
             fit = Fit(

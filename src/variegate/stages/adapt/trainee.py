@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from variegate.backends.adapter import expand, text_encoders
+from variegate.backends.adapter import LORA, TOKENS, expand, read_adapter, text_encoders
 from variegate.backends.denoise import Text, stack_texts
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import ModelError, Problem
@@ -245,6 +247,26 @@ class Trainee:
                 steps=self.backend.spec.steps,
                 seeds=seeds,
             )
+
+
+def learned_values(folder: Path, alpha: float | None, rank: int) -> dict[str, torch.Tensor]:
+    """An adapter's values by the names of a trainee's parameters, for another one of the same shape to go on from."""
+    facts = read_adapter(folder)
+    values = {}
+    for number, path in enumerate(folder / name for name in TOKENS):
+        if facts.has_tokens and path.is_file():
+            rows = load_file(path)
+            values[f"tokens.{number}"] = torch.cat(
+                [rows[name].reshape(-1, rows[name].shape[-1]) for name in facts.placeholders]
+            )
+    scale = (alpha or rank) / rank
+    for name, value in load_file(folder / LORA).items():
+        for half in ("lora_A", "lora_B"):
+            if f".{half}." in name:
+                values[name.replace(f".{half}.", f".{half}.{LORA_NAME}.")] = value / (
+                    scale if half == "lora_B" else 1.0
+                )
+    return values
 
 
 def _encoder_name(number: int) -> str:

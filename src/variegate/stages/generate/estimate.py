@@ -107,7 +107,8 @@ def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> 
         return 0
     courses = 1 if section.joint else num_classes
     steps = courses * section.steps_for(math.ceil(num_images / courses))
-    return steps * section.batch * (2 if section.prior.images else 1)
+    distilled = section.distill.steps if section.distill.pairs else 0
+    return (steps * (2 if section.prior.images else 1) + distilled) * section.batch
 
 
 def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:

@@ -302,9 +302,7 @@ def test_milestones_end_with_the_last_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw-8bit", "prodigy"])
-def test_other_optimisers_learn_and_restart_with_the_same_bits(
-    tiny_sd: Path, tmp_path: Path, optimizer: str
-) -> None:
+def test_other_optimisers_learn_and_restart_with_the_same_bits(tiny_sd: Path, tmp_path: Path, optimizer: str) -> None:
     """Prodigy's step size lies beside the parameters, the 8-bit AdamW's step is a plain number: both are kept."""
     settings = {"steps": 6, "optimizer": optimizer, "rank": 8, "targets": "all"}
     with trainee_of(tiny_sd, **settings) as trainee:
@@ -342,10 +340,13 @@ def test_an_optimiser_that_is_not_installed_names_its_package_before_anything_sl
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None if name == package else object())
     recipe = Recipe(adapt=AdaptSection(method="tokens", optimizer=optimizer), generate=GenerateSection(method="ti-gen"))
     with pytest.raises(
-        MissingExtra, match=rf"adapt.optimizer {optimizer}: needs the package {package} — pip install 'variegate\[{extra}\]'"
+        MissingExtra,
+        match=rf"adapt.optimizer {optimizer}: needs the package {package} — pip install 'variegate\[{extra}\]'",
     ):
         stage.check(recipe, [])
-    extras = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert extras[extra][0].startswith(package), "the extra that the message names is there"
 
 
