@@ -28,7 +28,7 @@ from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
 from variegate.files import file_sha256
 from variegate.pipeline import Context
-from variegate.recipe import Recipe
+from variegate.recipe import BackendSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id, seed_from
 from variegate.stages.adapt.checkpoints import FORMAT
 from variegate.stages.adapt.material import (
@@ -140,11 +140,18 @@ def _distill_problem(recipe: Recipe) -> Problem | None:
     if recipe.backend.steps != 1:
         text = f"teaches a one-step model, and {name} is to draw in {recipe.backend.steps} steps"
         return Problem(where, text, "set backend.steps=1 and name a one-step model, or adapt.distill.pairs=0")
-    folders = [locate(section)[0] / "unet" for section in (training_section(recipe), recipe.backend)]
-    if weight_shapes(folders[0]) != weight_shapes(folders[1]):
+    if _unet_shapes(training_section(recipe)) != _unet_shapes(recipe.backend):
         text = f"the U-Nets of {recipe.adapt.model} and {name} differ in shape, so a LoRA cannot pass from one to the other"
         return Problem(where, text, "name the model that the one-step model was made from in adapt.model")
     return None
+
+
+def _unet_shapes(section: BackendSection) -> dict[str, list[int]]:
+    """Of the U-Net that a backend draws with: the model's own, another folder's, or with layers from a file."""
+    model, unet = locate(section)
+    if unet is not None and unet.is_dir():
+        return weight_shapes(unet)
+    return weight_shapes(model / "unet") | (weight_shapes(unet) if unet else {})
 
 
 def _use_problems(recipe: Recipe) -> list[Problem]:
