@@ -140,9 +140,9 @@ def peak_rate(model: str, *, is_pretrained: bool, mode: str, optimizer: str) -> 
     """The learning rate where the recipe names none: smaller for larger nets and for weights that should stay close.
 
     >>> peak_rate("resnet-small", is_pretrained=False, mode="full", optimizer="adamw")
-    0.005
+    0.01
     """
-    rate = 5e-3 if model == OWN_MODEL else 1e-3
+    rate = 1e-2 if model == OWN_MODEL else 1e-3
     if is_pretrained and mode != "linear-probe":
         rate = 3e-4
     return rate * (10.0 if optimizer == "sgd" else 1.0)

@@ -110,7 +110,7 @@ def test_an_unfair_comparison_is_refused_with_the_difference() -> None:
         [entry("real-mix"), entry("real-gen", "train.steps=600"), entry("diff-mix", "dataset.size_px=32")]
     )
     assert [problem.where for problem in problems] == ["real-gen", "diff-mix"]
-    assert "train.steps differs from that of real-mix (300 -> 600)" in problems[0].what
+    assert "train.steps differs from that of real-mix (900 -> 600)" in problems[0].what
     assert "dataset.size_px" in problems[1].what
     fair = entry("real-gen", "train.mixing.fraction=0.9", "train.augment=randaugment", "train.label.gamma=1")
     assert disagreements([entry("real-mix"), fair]) == []

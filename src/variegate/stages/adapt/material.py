@@ -21,7 +21,7 @@ from variegate.store import RunFolder
 from variegate.templates import plain_name
 
 PREVIEW = "adapt/preview.png"
-PARENT_STEPS, PARENT_GUIDANCE = 20, 3.0  # previews of a parent whose own recipe says nothing of many steps
+PARENT_STEPS, PARENT_GUIDANCE = 10, 3.0  # previews and pairs of a parent whose own recipe says nothing of many steps
 HELD_OUT = 64  # validation images encoded for the held-out loss
 
 

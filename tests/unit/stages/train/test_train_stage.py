@@ -126,8 +126,8 @@ def test_a_checkpoint_left_by_a_kill_is_cleared(coloured_run) -> None:
 @pytest.mark.parametrize(
     ("keys", "rate"),
     [
-        ({}, 0.005),
-        ({"optimizer": "sgd"}, 0.05),
+        ({}, 0.01),
+        ({"optimizer": "sgd"}, 0.1),
         ({"model": "resnet18"}, 0.001),
         ({"model": "resnet18", "pretrained": True}, 0.0003),
         ({"model": "resnet18", "pretrained": True, "mode": "last-stages"}, 0.0003),
