@@ -200,6 +200,12 @@ COLUMNS = {  # recipe keys
     "tokens+lora": LEARNED,
     "one-step-base": [*ONE_STEP, *DESCRIBED],
     "one-step": [*ONE_STEP, *LEARNED, "adapt.model=starter"],  # learned on the parent, carried over
+    "one-step-distilled": [
+        *ONE_STEP,
+        *LEARNED,
+        "adapt.model=starter",
+        "adapt.distill.pairs=512",
+    ],  # and taught what it draws
     "one-step-last": [*ONE_STEP, *LEARNED, "adapt.timesteps=last"],  # DasDiff's rule
 }
 

@@ -11,6 +11,11 @@ from typing import Any
 from variegate.backends.folder import OWN
 
 GB = 1e9
+EXTRAS = (  # name, module, what for
+    ("clip", "open_clip", "to judge images by CLIP"),
+    ("8bit", "bitsandbytes", "for adapt.optimizer=adamw-8bit"),
+    ("prodigy", "prodigyopt", "for adapt.optimizer=prodigy"),
+)
 
 
 def examine() -> list[dict[str, str]]:
@@ -22,7 +27,8 @@ def examine() -> list[dict[str, str]]:
     findings = [_finding("ok", "variegate", f"{__version__}, torch {torch.__version__}")]
     findings += _processors(torch)
     findings += _accelerators(torch)
-    findings += [_memory(), _disk(), *(_own_model(*one) for one in OWN.items()), _clip()]
+    findings += [_memory(), _disk(), *(_own_model(*one) for one in OWN.items())]
+    findings += [_extra(*one) for one in EXTRAS]
     return findings
 
 
@@ -76,9 +82,7 @@ def _own_model(name: str, folder: Path) -> dict[str, str]:
     return _finding("missing", name, "not in this installation", "install variegate again")
 
 
-def _clip() -> dict[str, str]:
-    if importlib.util.find_spec("open_clip"):
-        return _finding("ok", "clip", "open_clip is installed")
-    return _finding(
-        "note", "clip", "open_clip is not installed", "pip install 'variegate[clip]' to judge images by CLIP"
-    )
+def _extra(name: str, module: str, purpose: str) -> dict[str, str]:
+    if importlib.util.find_spec(module):
+        return _finding("ok", name, f"{module} is installed")
+    return _finding("note", name, f"{module} is not installed", f"pip install 'variegate[{name}]' {purpose}")

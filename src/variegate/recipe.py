@@ -574,7 +574,9 @@ class TrainSection(Section):
     lr: float | None = Field(None, gt=0.0)  # null: 0.01 resnet-small, 0.001 others, 0.0003 pretrained; sgd 10 x
     weight_decay: float = Field(0.05, ge=0.0)
     warmup_fraction: Fraction = 0.1
-    batch: int = Field(16, ge=1)  # few images: 900 steps of 16 take as long as 300 of 48 and learn far more (docs/log.md)
+    batch: int = Field(
+        16, ge=1
+    )  # few images: 900 steps of 16 take as long as 300 of 48 and learn far more (docs/log.md)
     steps: int | None = Field(900, ge=1)  # optimiser steps, the same for every arm
     epochs: int | None = Field(None, ge=1)  # instead of steps: passes over the real training images
     evaluations: int = Field(10, ge=1)  # validation checks, evenly spaced

@@ -91,7 +91,7 @@ def test_a_reader_that_stops_early_is_no_failure(unbuffered: str) -> None:
 
 def test_doctor_names_the_machine() -> None:
     findings = json.loads(variegate("doctor", "--json").out)
-    assert {"variegate", "processor", "memory", "starter", "starter-onestep"} <= {
+    assert {"variegate", "processor", "memory", "starter", "starter-onestep", "clip", "8bit", "prodigy"} <= {
         finding["what"] for finding in findings
     }
     assert all(finding["remedy"] for finding in findings if finding["state"] == "missing")

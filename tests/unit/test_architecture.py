@@ -6,9 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import variegate
 
@@ -72,3 +75,16 @@ def test_public_names_are_sorted_and_reachable() -> None:
 def test_imports_are_absolute() -> None:
     relative = [path.name for path in MODULES if re.search(r"^\s*from \.", path.read_text(), flags=re.MULTILINE)]
     assert not relative
+
+
+def test_the_lock_holds_every_dependency_in_a_version_that_is_allowed() -> None:
+    """An extra that an error message names, or a bound that was moved, is nothing while the lock says otherwise."""
+    root = SOURCE.parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    lines = (root / "requirements.lock").read_text().splitlines()
+    locked = dict(line.split(" ")[0].split("==") for line in lines if re.match(r"[\w.-]+==", line))
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "variegate":
+            name = canonicalize_name(requirement.name)
+            assert requirement.specifier.contains(locked[name]), f"{requirement}, locked {name} {locked[name]}"
