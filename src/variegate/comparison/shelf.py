@@ -30,8 +30,10 @@ class Shelf:
             return recipe
         if not (folder / ADAPTER / FACTS).is_file():  # written last; another backend would make it the same anew
             run(None, recipe, folder, last="adapt", reporter_class=self.reporter_class)
-        taken = {"adapt": {"method": "file", "path": str(folder / ADAPTER)}}
-        return Recipe.model_validate(overlaid(recipe.model_dump(), taken))
+        taken: dict[str, Any] = {"method": "file", "path": str(folder / ADAPTER)}
+        if recipe.adapt.distill.pairs:
+            taken |= {"model": None, "distill": {"pairs": 0}}  # what was distilled fits the model that draws
+        return Recipe.model_validate(overlaid(recipe.model_dump(), {"adapt": taken}))
 
     def folder(self, recipe: Recipe) -> Path | None:
         """Where the adapter is or would be; None where the recipe learns none."""

@@ -53,16 +53,16 @@ class Course:
         self.section = settled(self.recipe.adapt, backend.facts.width, math.ceil(len(material.train) / courses))
         self.seed = seed_from(self.recipe.seed, "adapt")
         self.team = join()
-        self.prior, self.judge = None, None
+        self.prior = None
         if taught is None:
             # latents first: the autoencoder and the base model are as they came
             self.views = self._views(material.train, material.captions)
             self.held_out = self._held_out()
             self.prior = self._prior()
-            self.judge = self._teach() if self.section.previews else None
         else:
             self.section = distilling(self.section)
             self.views, self.held_out = taught.pairs, taught.held_out
+        self.judge = self._teach() if self.section.previews else None
         self.trainee = Trainee(backend, self.section, material.placeholders, material.words, self.seed)
         self.plan = plan_preview(material.captions, labels_of(material.train), seed_from(self.recipe.seed, "preview"))
         self.log: list[dict[str, Any]] = []

@@ -299,9 +299,13 @@ def _distilled(parent: dict[str, Any], own: dict[str, Any], pairs: int, model: s
     if "held_out_first" in scores:
         line += f", distance to the parent {scores['held_out_first']:.4f} -> {scores['held_out_last']:.4f}"
     both = {key: round(parent[key] + own[key], 3) for key in ("steps", "images_seen", "seconds")}
-    seen = {key: own[key] for key in ("preview", "preview_columns", "log")}
+    shown = {key: own[key] for key in ("preview", "preview_columns")}
+    of_previews = {key: value for key, value in scores.items() if not key.startswith("held_out")}
+    learned = {key: value for key, value in parent["scores"].items() if key.startswith("held_out")}
     warnings = list(dict.fromkeys([*parent["warnings"], *own["warnings"]]))
-    return {**parent, **both, **seen, "line": line, "warnings": warnings, "parent": parent, "distilled": scores}
+    return parent | both | shown | {
+        "line": line, "warnings": warnings, "scores": learned | of_previews, "parent": parent, "distilled": scores
+    }  # fmt: skip
 
 
 def _facts(context: Context, method: Method, material: Material, course: Course, spec: BackendSpec) -> AdapterFacts:

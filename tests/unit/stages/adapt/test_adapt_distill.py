@@ -16,11 +16,13 @@ from tiny_models import build_sd, build_sdxl
 from variegate.backends.adapter import read_adapter
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.backends.folder import model_fingerprint
+from variegate.comparison.shelf import Shelf
 from variegate.errors import ModelError
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.adapt import distill, stage
 from variegate.stages.adapt.learn import Course
+from variegate.stages.adapt.material import training_fingerprint
 from variegate.stages.adapt.objective import clean_of, noised, target
 
 CLASSES = [ClassInfo(k, name, f"{k:04d}") for k, name in enumerate(NAMES)]
@@ -40,7 +42,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distilled(student: Path, parent: Path, *, generate: dict | None = None, **adapt: object) -> Recipe:
-    changes = {"model": str(parent), "distill": {"pairs": 16, "steps": 12, "lr": 2e-2}, "evaluations": 2, **adapt}
+    distill = {"pairs": 16, "steps": 12, "lr": 2e-2}
+    changes = {"model": str(parent), "distill": distill, "evaluations": 2, "previews": 1, **adapt}
     return recipe_of(student, backend={"steps": 1, "guidance_scale": 1.0}, generate=generate, **changes)
 
 
@@ -142,6 +145,28 @@ def test_the_clean_image_is_found_back_from_what_the_model_is_asked_for(kind: st
     kept = torch.tensor([0.9, 0.5, 0.05])
     noisy = noised(clean, noise, kept)
     assert torch.allclose(clean_of(kind, target(kind, clean, noise, kept), noisy, kept), clean, atol=1e-5)
+
+
+def test_previews_are_the_one_step_models_and_losses_the_parents(undisturbed: tuple[Path, dict]) -> None:
+    root, summary = undisturbed
+    assert summary["preview"] == "adapt/preview.png"
+    assert (root / "adapt/preview.png").read_bytes() == (root / "adapt/preview-000012.png").read_bytes()
+    assert summary["scores"]["held_out_last"] == summary["parent"]["scores"]["held_out_last"]
+    assert summary["scores"]["preview_images"] == summary["distilled"]["preview_images"] == 9
+
+
+def test_recipes_that_share_what_was_distilled_take_it_for_the_model_that_draws(
+    tiny_sd: Path, student: Path, tmp_path: Path
+) -> None:
+    recipe = distilled(student, tiny_sd)
+    shelf = Shelf(tmp_path)
+    folder = shelf.folder(recipe)
+    assert folder is not None and folder != shelf.folder(distilled(student, tiny_sd, distill={"pairs": 8, "steps": 12}))
+    (folder / "adapt").mkdir(parents=True)
+    (folder / "adapt/adapter.json").write_text("{}")
+    taken = shelf.taught(recipe)
+    assert (taken.adapt.method, taken.adapt.model, taken.adapt.distill.pairs) == ("file", None, 0)
+    assert training_fingerprint(taken) == model_fingerprint(student)
 
 
 # ------------------------------------------------------------------------------------------ refused
