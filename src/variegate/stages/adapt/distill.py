@@ -5,6 +5,7 @@ Drawn in files of one noise level each, so that a stop loses at most one; every 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from variegate.backends.base import executed_steps, one_step_timestep
+from variegate.backends.base import executed_steps, one_step_timestep, spec_id
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.files import write_atomic
 from variegate.recipe import Recipe
@@ -78,8 +79,8 @@ def draw_pairs(
     dealt in turn; what an earlier call left in the run's cache is read.
     """
     spec, starts, ends, times = parent.spec, [], [], []
-    key = content_id("pairs", spec.fingerprint, spec.adapter_hash, spec.dtype, spec.scheduler, spec.steps,
-                     spec.guidance_scale, list(captions), list(levels), seed, PAIRS_PER_FILE)  # fmt: skip
+    begun = hashlib.blake2b(sources.numpy().tobytes()).hexdigest()
+    key = content_id("pairs", spec_id(spec), list(captions), list(levels), begun, seed, PAIRS_PER_FILE)
     for number, first in enumerate(range(0, len(captions), PAIRS_PER_FILE)):
         level, part = levels[number % len(levels)], slice(first, first + PAIRS_PER_FILE)
         path = root / CACHE / f"{key}-{number:05d}.safetensors"
@@ -109,7 +110,7 @@ def _draw(
     if given is not None:
         kept = parent.signal(one_step_timestep(level, parent.num_train_timesteps))
         start = kept**0.5 * given + (1 - kept) ** 0.5 * noise
-    return {"starts": start.half().contiguous(), "ends": ends.cpu().half().clone()}
+    return {"starts": start.half().contiguous(), "ends": ends.cpu().half().clone(memory_format=torch.contiguous_format)}
 
 
 def _alone(latents: torch.Tensor) -> torch.Tensor:

@@ -22,14 +22,14 @@ from variegate.backends.adapter import (
     read_adapter,
     write_adapter,
 )
-from variegate.backends.base import BackendSpec, locate, with_adapter
+from variegate.backends.base import BackendSpec, locate, spec_id, with_adapter
 from variegate.backends.folder import read_model, weight_shapes
 from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
 from variegate.files import file_sha256
 from variegate.pipeline import Context
 from variegate.recipe import BackendSection, Recipe
-from variegate.records import ClassInfo, RealImage, content_id, seed_from
+from variegate.records import ClassInfo, content_id, seed_from
 from variegate.stages.adapt.checkpoints import FORMAT
 from variegate.stages.adapt.material import (
     PREVIEW,
@@ -50,9 +50,6 @@ from variegate.store import RunFolder, explained
 from variegate.templates import plain_name
 
 if TYPE_CHECKING:
-    import torch
-
-    from variegate.backends.diffusion import DiffusionBackend
     from variegate.stages.adapt.learn import Course
 
 NAME = "adapt"
@@ -233,10 +230,11 @@ def _learn(context: Context, method: Method) -> dict[str, Any]:
 
 
 def _key(recipe: Recipe, material: Material, *more: object) -> str:
-    """Of all that a course of learning depends on."""
+    """Of all that a course of learning depends on; `more` is what the second lesson adds."""
     spec = training_spec(recipe)
     return content_id(
-        __version__, FORMAT, recipe.adapt.model_dump(), spec.fingerprint, spec.dtype, spec.size_px, recipe.seed, recipe.dataset.fit,
+        __version__, FORMAT, recipe.adapt.model_dump(exclude={"distill"}), recipe.seed, recipe.dataset.fit,
+        spec.fingerprint, spec.dtype, spec.size_px,
         [(image.id, image.sha256) for image in (*material.train, *material.held_out)], _mask_hashes(recipe, material),
         material.words, material.captions, material.held_out_captions,
         (spec.scheduler, spec.steps, spec.guidance_scale) if recipe.adapt.prior.images else None, *more,
@@ -267,15 +265,17 @@ def _second_lesson(context: Context, method: Method, material: Material, parent:
     recipe, folder, start = context.recipe, context.folder, time.monotonic()
     section, seed, levels = recipe.adapt, seed_from(recipe.seed, "distill"), noise_levels(recipe)
     parent_spec = with_adapter(training_spec(recipe), folder.path(PARENT), "all")
-    dealt = [material.train[k] for k in deal(labels_of(material.train), section.distill.pairs, seed)]
-    captions = pair_captions(recipe, material.classes, dealt, material.placeholders, seed)
+    labels, count = labels_of(material.train), section.distill.pairs
+    told, begun = (deal(labels, count, seed_from(seed, of)) for of in ("told", "begun"))
+    captions = pair_captions(recipe, material.classes, [material.train[k] for k in told], material.placeholders, seed)
     with explained(folder.root), DiffusionBackend.open(parent_spec) as backend:
-        sources = _sources(recipe, backend, material, dealt)
+        latents = backend.encode_sources(load_pixels(recipe, material.train, parent_spec.size_px))
+        sources = latents[told if recipe.generate.keeps_class else begun]
         with context.reporter.bar("drawing pairs", len(captions)) as bar:
             pairs, looked_at = draw_pairs(backend, sources, captions, levels, folder.root, flip=section.flip, seed=seed,
                                           advance=bar.advance)  # fmt: skip
     spec = final_spec(recipe)
-    key = _key(recipe, material, spec.fingerprint, parent_spec.adapter_hash, parent_spec.to_json(), levels)
+    key = _key(recipe, material, section.distill.model_dump(), spec.fingerprint, spec_id(parent_spec), levels)
     with explained(folder.root), DiffusionBackend.open(spec) as backend:
         values = learned_values(folder.path(PARENT), section.alpha, section.rank)
         course = Course(context, backend, material, key, Taught(pairs, looked_at if len(looked_at) else None, values))
@@ -283,13 +283,6 @@ def _second_lesson(context: Context, method: Method, material: Material, parent:
         _write(folder, ADAPTER, _facts(context, method, material, course, spec), course)
     seconds = time.monotonic() - start
     return _distilled(parent, _summary(recipe, material, course, seconds), len(captions), recipe.backend.model)
-
-
-def _sources(recipe: Recipe, backend: DiffusionBackend, material: Material, dealt: Sequence[RealImage]) -> torch.Tensor:
-    """Latents of the image that each pair starts from, encoded once each."""
-    pixels = load_pixels(recipe, material.train, backend.spec.size_px)
-    places = {image.id: place for place, image in enumerate(material.train)}
-    return backend.encode_sources(pixels)[[places[image.id] for image in dealt]]
 
 
 def _distilled(parent: dict[str, Any], own: dict[str, Any], pairs: int, model: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from variegate.stages.adapt import distill, stage
 from variegate.stages.adapt.learn import Course
 from variegate.stages.adapt.material import training_fingerprint
 from variegate.stages.adapt.objective import clean_of, noised, target
+from variegate.store import RunFolder
 
 CLASSES = [ClassInfo(k, name, f"{k:04d}") for k, name in enumerate(NAMES)]
 
@@ -66,6 +68,24 @@ def test_the_one_step_model_comes_nearer_to_what_its_parent_draws(
     assert summary["steps"] == 4 + 12 and summary["parent"]["steps"] == 4
     lora = "pytorch_lora_weights.safetensors"
     assert (root / "adapt" / lora).read_bytes() != (root / "adapt/parent" / lora).read_bytes()
+
+
+def test_more_pairs_do_not_teach_the_parent_again(
+    undisturbed: tuple[Path, dict], tiny_sd: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    monkeypatch.setattr(stage, "_first_lesson", lambda *_: pytest.fail("the parent is taught a second time"))
+    with RunFolder.create(tmp_path / "run") as folder:
+        summary = learn(folder, distilled(student, tiny_sd, distill={"pairs": 24, "steps": 12, "lr": 2e-2}))
+    assert "from 24 pairs" in summary["line"]
+    assert file_bytes(tmp_path / "run") != file_bytes(undisturbed[0])
+
+
+def test_variants_towards_other_classes_begin_at_any_class(tiny_sd: Path, student: Path, tmp_path: Path) -> None:
+    generate = {"method": "diff-mix", "strength": [0.5, 1.0]}
+    with make_run(tmp_path / "run") as folder:
+        summary = learn(folder, distilled(student, tiny_sd, generate=generate, previews=0))
+    assert summary["distilled"]["held_out_last"] < summary["distilled"]["held_out_first"]
 
 
 def test_it_draws_in_one_step_with_the_finished_adapter(undisturbed: tuple[Path, dict], student: Path) -> None:
