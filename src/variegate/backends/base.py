@@ -32,6 +32,7 @@ from variegate.records import content_id
 MemoryFormat = Literal["channels-last", "contiguous"]
 PNDM_ORDER = 4  # timesteps that diffusers' PNDM goes through by Runge-Kutta, where it does not skip them
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
+PARENT_STEPS, PARENT_GUIDANCE = 20, 3.0  # previews and pairs of a parent whose own recipe says nothing of many steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,20 @@ class BackendSpec:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def training_section(recipe: Recipe) -> BackendSection:
+    """The backend that learns: adapt.model where it is named, in as many steps as its previews need, else the recipe's own."""
+    own = recipe.backend
+    if recipe.adapt.model is None:
+        return own
+    few = {"steps": PARENT_STEPS, "guidance_scale": PARENT_GUIDANCE} if own.steps < PARENT_STEPS else {}
+    return own.model_copy(update={"model": recipe.adapt.model, "revision": None, "unet": None, **few})
+
+
+def final_section(recipe: Recipe) -> BackendSection:
+    """The backend whose weights the finished adapter fits: what draws, where its parent's lesson is distilled into it."""
+    return recipe.backend if recipe.adapt.distill.pairs else training_section(recipe)
 
 
 def locate(section: BackendSection) -> tuple[Path, Path | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from variegate.backends.adapter import placeholder
-from variegate.backends.base import BackendSpec, locate, resolve_backend
+from variegate.backends.base import BackendSpec, final_section, locate, resolve_backend, training_section
 from variegate.backends.folder import model_fingerprint
 from variegate.errors import DataError, Problem
 from variegate.images import load_squares
@@ -21,7 +21,6 @@ from variegate.store import RunFolder
 from variegate.templates import plain_name
 
 PREVIEW = "adapt/preview.png"
-PARENT_STEPS, PARENT_GUIDANCE = 10, 3.0  # previews and pairs of a parent whose own recipe says nothing of many steps
 HELD_OUT = 64  # validation images encoded for the held-out loss
 
 
@@ -71,20 +70,6 @@ def load_pixels(recipe: Recipe, images: Sequence[RealImage], size_px: int) -> np
     """uint8 [N, size_px, size_px, 3] as the model sees them."""
     section = recipe.dataset
     return load_squares([Path(image.path) for image in images], size_px, section.fit, section.max_megapixels)
-
-
-def training_section(recipe: Recipe) -> BackendSection:
-    """The backend that learns: adapt.model where it is named, in as many steps as its previews need, else the recipe's own."""
-    own = recipe.backend
-    if recipe.adapt.model is None:
-        return own
-    few = {"steps": PARENT_STEPS, "guidance_scale": PARENT_GUIDANCE} if own.steps < PARENT_STEPS else {}
-    return own.model_copy(update={"model": recipe.adapt.model, "revision": None, "unet": None, **few})
-
-
-def final_section(recipe: Recipe) -> BackendSection:
-    """The backend whose weights the finished adapter fits: what draws, where its parent's lesson is distilled into it."""
-    return recipe.backend if recipe.adapt.distill.pairs else training_section(recipe)
 
 
 def training_fingerprint(recipe: Recipe) -> str:

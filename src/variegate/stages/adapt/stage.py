@@ -22,7 +22,7 @@ from variegate.backends.adapter import (
     read_adapter,
     write_adapter,
 )
-from variegate.backends.base import BackendSpec, locate, spec_id, with_adapter
+from variegate.backends.base import BackendSpec, final_section, locate, spec_id, training_section, with_adapter
 from variegate.backends.folder import read_model, weight_shapes
 from variegate.backends.tokenizers import load_tokenizers, speechless
 from variegate.errors import DataError, ModelError, Problem
@@ -34,7 +34,6 @@ from variegate.stages.adapt.checkpoints import FORMAT
 from variegate.stages.adapt.material import (
     PREVIEW,
     Material,
-    final_section,
     final_spec,
     gather,
     labels_of,
@@ -42,7 +41,6 @@ from variegate.stages.adapt.material import (
     load_pixels,
     splits_hash,
     training_fingerprint,
-    training_section,
     training_spec,
 )
 from variegate.stages.adapt.optimizers import check_optimizer

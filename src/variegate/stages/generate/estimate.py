@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id
+from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, training_section
 from variegate.backends.devices import image_bytes
 from variegate.backends.folder import ModelFacts, read_model
 from variegate.images import encode_image
@@ -61,12 +61,15 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     learned = images_learned(recipe.adapt, sum(real), len(facts.classes))
     if learned:
         answer["images_learned_from"] = learned
+    if recipe.adapt.distill.pairs:
+        answer |= {"pairs": recipe.adapt.distill.pairs, "pair_evaluations": pair_evaluations(recipe)}
     if measure and len(plan):
         opening, per_evaluation, bytes_per_image = _measure(spec, plan)
         seconds = opening + per_evaluation * total
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
         if learned:
-            answer["adapt_time"] = clock(opening + per_evaluation * LEARNING_COST * learned)
+            total = LEARNING_COST * learned + pair_evaluations(recipe)
+            answer["adapt_time"] = clock(opening + per_evaluation * total)
     if recipe.refine:
         answer |= {"refined_images": len(plan), "operations": [step.op for step in recipe.refine]}
         bytes_per_image += DRAWN_BYTES_PER_PIXEL * spec.size_px**2
@@ -109,6 +112,12 @@ def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> 
     steps = courses * section.steps_for(math.ceil(num_images / courses))
     distilled = section.distill.steps if section.distill.pairs else 0
     return (steps * (2 if section.prior.images else 1) + distilled) * section.batch
+
+
+def pair_evaluations(recipe: Recipe) -> int:
+    """U-Net evaluations of the pairs that a one-step model is taught with."""
+    parent = training_section(recipe)
+    return recipe.adapt.distill.pairs * parent.steps * (2 if parent.guidance_scale > 1.0 else 1)
 
 
 def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:

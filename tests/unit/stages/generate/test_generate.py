@@ -298,6 +298,16 @@ def test_the_estimate_counts_what_adapting_goes_through(tiny_sd: Path, images: i
     assert stage.estimate(recipe, Facts(images), measure=False)["images_learned_from"] == learned
 
 
+def test_the_estimate_counts_pairs_that_a_parent_draws_and_the_lesson_from_them(tiny_sd: Path) -> None:
+    distill = {"pairs": 64, "steps": 10}
+    recipe = recipe_of(tiny_sd).model_copy(
+        update={"adapt": AdaptSection(method="lora", model=str(tiny_sd), distill=distill, batch=8, steps=5)}
+    )
+    answer = stage.estimate(recipe, Facts(), measure=False)
+    assert (answer["pairs"], answer["images_learned_from"]) == (64, (5 + 10) * 8)
+    assert answer["pair_evaluations"] == 64 * 20 * 2, "a parent whose recipe draws in few steps takes 20, with guidance"
+
+
 # ------------------------------------------------------------------------------------------ edits, masks, sequences
 
 
