@@ -215,7 +215,8 @@ def make_judge(folder: Path, overrides: list[str]):
     from variegate.api import run
     from variegate.classifier.models import load_classifier
 
-    keys = ["dataset.meadow.n_per_species=500", "train.steps=1500", "evaluate.seeds=1", "train.evaluations=5"]
+    keys = ["dataset.meadow.n_per_species=500", "train.steps=1500", "train.batch=48", "train.lr=0.005"]
+    keys += ["evaluate.seeds=1", "train.evaluations=5"]
     keys += [key for key in overrides if key.startswith("dataset.")]
     result = run("builtin:meadow", "none", folder, overrides=keys)
     accuracy = round(100 * result.results["arms"][0]["seeds"][0]["selected"]["test_accuracy"], 1)
