@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from variegate.backends.base import executed_steps, one_step_timestep, spec_id
 from variegate.backends.diffusion import DiffusionBackend
@@ -23,7 +22,7 @@ from variegate.records import ClassInfo, RealImage, content_id, seed_from
 from variegate.stages.adapt.captions import captions_of
 from variegate.stages.adapt.fit import Views
 from variegate.stages.adapt.sampling import image_weights
-from variegate.stages.adapt.views import CACHE
+from variegate.stages.adapt.views import CACHE, read_cached
 
 HELD_OUT_SHARE = 8  # one pair of so many is looked at only
 PAIRS_PER_FILE = 64
@@ -84,7 +83,7 @@ def draw_pairs(
     for number, first in enumerate(range(0, len(captions), PAIRS_PER_FILE)):
         level, part = levels[number % len(levels)], slice(first, first + PAIRS_PER_FILE)
         path = root / CACHE / f"{key}-{number:05d}.safetensors"
-        found = _read(path)
+        found = read_cached(path)
         if found is None:
             found = _draw(parent, sources[part], captions[part], level, [seed_from(seed, "pair", first + k)
                           for k in range(len(captions[part]))])  # fmt: skip
@@ -134,10 +133,3 @@ def _views(
         starts=starts[picked],
         times=times[picked],
     )
-
-
-def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    try:
-        return load_file(path) if path.is_file() else None
-    except (SafetensorError, KeyError):
-        return None

@@ -40,7 +40,8 @@ def encode_views(
     for start in range(0, len(images), IMAGES_PER_FILE):
         group = images[start : start + IMAGES_PER_FILE]
         path = root / CACHE / f"{content_id(*settings, [(i.id, i.sha256) for i in group])}.safetensors"
-        latents = _cached(path)
+        found = read_cached(path)
+        latents = found["latents"] if found else None
         if latents is None:
             latents = _encode(backend, group, section, dataset, seed)
             write_atomic(path, save({"latents": latents}))
@@ -49,10 +50,11 @@ def encode_views(
     return torch.cat(parts)
 
 
-def _cached(path: Path) -> torch.Tensor | None:
+def read_cached(path: Path) -> dict[str, torch.Tensor] | None:
+    """Tensors of a file in the run's cache; None where it is absent or damaged, so that it is made anew."""
     try:
-        return load_file(path)["latents"] if path.is_file() else None
-    except (SafetensorError, KeyError):
+        return load_file(path) if path.is_file() else None
+    except SafetensorError:
         return None
 
 
