@@ -68,8 +68,8 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         seconds = opening + per_evaluation * total
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
         if learned:
-            total = LEARNING_COST * learned + pair_evaluations(recipe)
-            answer["adapt_time"] = clock(opening + per_evaluation * total)
+            lesson = LEARNING_COST * learned + pair_evaluations(recipe)
+            answer["adapt_time"] = clock(opening + per_evaluation * lesson)
     if recipe.refine:
         answer |= {"refined_images": len(plan), "operations": [step.op for step in recipe.refine]}
         bytes_per_image += DRAWN_BYTES_PER_PIXEL * spec.size_px**2
