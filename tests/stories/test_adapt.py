@@ -219,28 +219,46 @@ def test_killed_in_the_middle_it_ends_with_the_same_adapter(
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize(
+    ("more", "lessons"),
+    [
+        ((), 1),
+        (
+            settings("backend.model=starter-onestep", "backend.steps=1", "backend.guidance_scale=1", "backend.batch=4",
+                     "adapt.model=starter", "adapt.distill={pairs: 8, steps: 4}", "adapt.steps=3"),
+            2,
+        ),
+    ],
+    ids=["adapting", "distilling"],
+)  # fmt: skip
 def test_two_processes_learn_what_one_learns(
-    adapted: tuple[Path, Said], tmp_path: Path, process: Callable[..., subprocess.Popen]
+    adapted: tuple[Path, Said],
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen],
+    more: tuple[str, ...],
+    lessons: int,
 ) -> None:
     """As torchrun and accelerate launch start them; the second one writes nothing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out = tmp_path / "out"
+    out, alone = tmp_path / "out", adapted[0]
+    if more:
+        alone = tmp_path / "alone"
+        assert variegate("adapt", "--out", alone, *LEARN, *more).status == 0
     team = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = [
-        process("adapt", "--out", out, *LEARN, env={**os.environ, **team, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        process(
+            "adapt", "--out", out, *LEARN, *more, env={**os.environ, **team, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for rank in range(2)
     ]
     said = [child.communicate(timeout=200) for child in children]
     assert [child.returncode for child in children] == [0, 0], said
-    assert "helped with 1 lessons" in said[1][0]
-    mine, theirs = (
-        load_file(out / "adapt/learned_embeds.safetensors"),
-        load_file(adapted[0] / "adapt/learned_embeds.safetensors"),
-    )
+    assert f"helped with {lessons} lessons" in said[1][0]
+    mine, theirs = (load_file(root / "adapt/learned_embeds.safetensors") for root in (out, alone))
     assert all(np.abs(mine[name] - theirs[name]).max() < 0.02 for name in theirs), "the same but for rounding"
-    losses = [json.loads((root / "adapt/log.jsonl").read_text().splitlines()[-1]) for root in (out, adapted[0])]
+    losses = [json.loads((root / "adapt/log.jsonl").read_text().splitlines()[-1]) for root in (out, alone)]
     assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=0.01)
 
 

@@ -64,8 +64,8 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
     if recipe.adapt.distill.pairs:
         answer |= {"pairs": recipe.adapt.distill.pairs, "pair_evaluations": pair_evaluations(recipe)}
     if measure and len(plan):
-        opening, per_evaluation, bytes_per_image = _measure(spec, plan)
-        seconds = opening + per_evaluation * total
+        opening, per_evaluation, per_image, bytes_per_image = _measure(spec, plan)
+        seconds = opening + per_evaluation * total + per_image * len(plan)
         answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
         if learned:
             lesson = LEARNING_COST * learned + pair_evaluations(recipe)
@@ -120,9 +120,12 @@ def pair_evaluations(recipe: Recipe) -> int:
     return recipe.adapt.distill.pairs * parent.steps * (2 if parent.guidance_scale > 1.0 else 1)
 
 
-def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:
-    """(seconds to open the model, seconds a U-Net evaluation of one image, bytes an image), from drawing a few of the
-    commonest kind with the model as it is."""
+def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float, float]:
+    """(seconds to open the model, seconds a U-Net evaluation of one image, seconds an image besides, bytes an image), from
+    drawing a few of the commonest kind with the model as it is.
+
+    Encoding and decoding are apart, as learning does neither, and with one step they are most of an image.
+    """
     from variegate.backends.diffusion import DiffusionBackend
 
     count = min(MEASURED_IMAGES, spec.batch, len(plan))
@@ -137,19 +140,21 @@ def _measure(spec: BackendSpec, plan: Plan) -> tuple[float, float, float]:
         prompts, seeds = [plan.prompts[plan.prompt[first]]] * count, list(range(count))
         repaint = np.ones(squares.shape[:3], bool) if any(plan.masks[:1]) else None
 
-        def draw(steps: int) -> np.ndarray:
+        def draw(steps: int) -> tuple[float, float, np.ndarray]:
+            start = time.monotonic()
             sources = None if from_text else backend.encode_sources(squares)
             masked = backend.encode_sources(squares, repaint) if spec.kind == "inpaint" else None
             strengths = [float(plan.strength[first])] * count
-            return backend.draw(
+            encoded = time.monotonic()
+            latents = backend.draw_latents(
                 prompts, sources, strengths=strengths, steps=steps, seeds=seeds, repaint=repaint, masked=masked
-            )
+            ).cpu()
+            evaluated = time.monotonic()
+            pixels = backend.decode(latents)
+            return evaluated - encoded, time.monotonic() - evaluated + encoded - start, pixels
 
         steps = spec.steps if from_text or spec.kind == "edit" else min(int(values[len(values) // 2]), 2, spec.steps)
         draw(steps)  # the first call sets up kernels
-        start = time.monotonic()
-        pixels = draw(steps)
-        took = time.monotonic() - start
-    per_evaluation = took / count / evaluations(spec, steps).total
+        evaluating, besides, pixels = draw(steps)
     size = float(np.mean([len(encode_image(image)) for image in pixels]))
-    return opened, per_evaluation, size
+    return opened, evaluating / count / evaluations(spec, steps).total, besides / count, size
