@@ -284,7 +284,8 @@ def measure_quality(
 ) -> dict[str, Any]:
     """How good a run's kept synthetic images are and which are copies; written as quality.json, into its report and card.
 
-    `encoder` names the features (docs/quality.md); without one the starter's runs use clip:starter, others the drawing model's.
+    `encoder` names the features (docs/quality.md); without one clip:starter for the
+    package's models on builtin:meadow, else the drawing model's.
     Raises UserError for a folder that is no run, has no images, or an encoder that is not to be had.
     """
     from variegate.card import QUALITY, write_card

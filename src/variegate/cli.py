@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit 0 done, 1 a task failed, 2 the command, recipe or data is wrong."""
+"""The command line: parse, call, print. Exit 0 done, 1 a task failed, 2 the command, recipe or data is wrong, 130 stopped by Ctrl-C."""
 
 from __future__ import annotations
 

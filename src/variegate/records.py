@@ -114,6 +114,9 @@ class SyntheticImage:
     weight: float = 1.0
     reason: str = ""
     original_share: float = 0.0  # of the picture that refine gave back to the source's own pixels
+    refined: str = (
+        ""  # what refine made of the drawn image, by hash; empty where nothing: the same id is another picture then
+    )
 
 
 def arm_folder(name: str) -> str:

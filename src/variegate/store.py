@@ -293,8 +293,9 @@ class RunFolder:
                        ROW_NUMBER() OVER (PARTITION BY id ORDER BY made_by = 'human' DESC, seq DESC) AS rank FROM decisions) d
             ON d.id = plan.id AND d.rank = 1 ORDER BY plan.row"""
         extension = self.meta("image_format") or "jpg"
+        refined = (self.meta("refine_key") or "") if self.drawn_format else ""
         images = [
-            SyntheticImage(row[0], _image_path("synthetic/train", row[1], row[0], extension), *row[2:])
+            SyntheticImage(row[0], _image_path("synthetic/train", row[1], row[0], extension), *(*row[2:], refined))
             for row in self.db.execute(query)
         ]
         return [image for image in images if image.action == "keep"] if kept_only else images

@@ -56,6 +56,17 @@ def test_weights_that_do_not_tell_are_used_and_the_user_is_told(taught: Path, co
     settings = {"steps": 4, "pretrained": str(tmp_path / "plain.safetensors")}
     summary = train.run(coloured_run("third", evaluate=REAL, train=settings))
     assert any("does not tell which images it was made from" in line for line in summary["warnings"])
+    assert seen_by(tmp_path / "third/train/real/seed-0/model.safetensors") is None, "so it cannot tell either"
+
+
+def test_what_weights_had_seen_before_is_told_on(taught: Path, coloured_run, tmp_path: Path) -> None:
+    context = coloured_run("second", evaluate=REAL, train={"steps": 4, "pretrained": str(taught)})
+    with context.folder.transaction() as db:  # other training images than those the weights come from
+        db.execute("UPDATE real SET sha256 = 'ab' || substr(sha256, 3) WHERE split = 'train'")
+    own = marks(image.sha256 for image in context.folder.real_images("train"))
+    train.run(context)
+    told = seen_by(tmp_path / "second/train/real/seed-0/model.safetensors")
+    assert told == sorted({*own, *(seen_by(taught) or [])}) and len(told) == 30
 
 
 def test_an_encoder_made_from_such_a_classifier_is_refused(taught: Path, coloured_run, tmp_path: Path) -> None:

@@ -22,17 +22,18 @@ from variegate.ablation.halving import Effect, Tried, effect, halve, most_candid
 from variegate.ablation.settings import Candidate, by_drawing, grid, parse_axis, thinned
 from variegate.ablation.words import as_markdown, sentence
 from variegate.api import check, run, settle
+from variegate.comparison.plan import arm_of, baseline
 from variegate.comparison.shelf import Shelf
-from variegate.errors import DataError, Problem, RecipeError, UserError
+from variegate.errors import DataError, Problem, RecipeError, RunFolderError, UserError
 from variegate.files import write_atomic
 from variegate.pipeline import Context, run_stages
 from variegate.progress import QuietReporter
-from variegate.recipe import ArmSection, Recipe
+from variegate.recipe import ArmSection, Recipe, overlaid
 from variegate.recipe_file import dump_recipe
 from variegate.records import content_id
 from variegate.stages.evaluate.stage import read_seeds
 from variegate.statistics import two_way_interval
-from variegate.store import RunFolder
+from variegate.store import RunFolder, explained
 
 SCHEMA = 1
 CLOSING_SEEDS = 3  # that no choice was made by
@@ -41,6 +42,7 @@ USUAL = {  # what is tried where nothing is named; those that a recipe cannot ta
     "train.mixing.fraction": (0.2, 0.45, 0.7),
 }
 RESULTS, TABLE, RECIPE = "ablation.json", "ablation.md", "recipe.yaml"
+ASKED = "asked.json"  # what the folder is an ablation of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ class Study:
     workers: int
     reporter_class: type[QuietReporter]
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the folder holds an ablation of; the settings tried may change, as they add to each other."""
+        return {"data": self.data, "recipe": self.recipe, "overrides": list(self.overrides)}
+
     def settled(self, drawing: Iterable[str] = (), *more: str) -> Recipe:
         """The recipe with what changes the images put in, and KEY=VALUE besides."""
         return settle(self.data, self.recipe, [*self.overrides, *drawing, *more])
@@ -70,7 +77,7 @@ class Study:
     def training(self, candidates: Sequence[Candidate], seeds: int, *, with_real: bool = False) -> Recipe:
         """The recipe that trains candidates, all of one drawing, as its arms."""
         arms: list[Any] = [{"name": one.name, "images": "real+synthetic", "train": one.training} for one in candidates]
-        real = ["real"] if with_real else []
+        real = [_real_like(candidates[0])] if with_real else []
         keys = (f"evaluate.arms={json.dumps([*real, *arms])}", f"evaluate.seeds={seeds}")
         return self.settled(candidates[0].drawing, *keys)
 
@@ -95,10 +102,13 @@ def ablate(
     plain = settle(path, recipe, overrides)
     root = Path(out) if out is not None else Path("runs") / f"{Path(plain.dataset.path.split(':')[-1]).stem}-ablation"
     study = Study(path, recipe, tuple(overrides), root, workers, reporter_class)
+    _refuse_others(study)
     start = time.monotonic()
     axes = _axes(study, plain, over)
     candidates = _candidates(study, axes, max_trainings, plain.seed)
     _check(study, candidates)
+    with explained(root):
+        write_atomic(root / ASKED, json.dumps(study.asked).encode())
     reporter = reporter_class()
 
     def measure(places: Sequence[int], rung: int, seeds: int) -> list[np.ndarray]:
@@ -111,6 +121,22 @@ def ablate(
     return Ablation(root, results["verdict"], results)
 
 
+def _refuse_others(study: Study) -> None:
+    """A folder that is somebody else's, or the ablation of another recipe."""
+    root = study.root
+    if not root.is_dir() or not any(root.iterdir()):
+        return
+    remedy = "choose a new or empty --out folder"
+    try:
+        old = json.loads((root / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunFolderError(Problem(str(root), "is not empty and no ablation", remedy)) from None
+    if old != study.asked:
+        raise RunFolderError(
+            Problem(str(root), f"is an ablation of {old['recipe']} with other settings or data", remedy)
+        )
+
+
 # ------------------------------------------------------------------------------------------ what is tried
 
 
@@ -121,7 +147,14 @@ def _axes(study: Study, plain: Recipe, over: Iterable[str]) -> dict[str, tuple[A
         raise RecipeError(Problem("--recipe", text, "name a recipe that draws"))
     if named:
         return named
-    without = {"generate.strength"} if plain.generate.method.endswith("-gen") else set()
+    without = set()
+    if not plain.generate.from_image or plain.generate.compose == "sequential":
+        without.add("generate.strength")
+    if plain.train_of(arm_of(plain)).mixing.policy == "concat":
+        without.add("train.mixing.fraction")
+    if len(without) == len(USUAL):
+        text = f"recipe {study.recipe} has neither a strength nor a fraction to try"
+        raise RecipeError(Problem("--over", text, "name keys and values, such as --over generate.per_real=2,5,10"))
     return {key: values for key, values in USUAL.items() if key not in without}
 
 
@@ -165,6 +198,14 @@ def _check(study: Study, candidates: Sequence[Candidate]) -> None:
 
 
 # ------------------------------------------------------------------------------------------ drawing and training
+
+
+def _real_like(candidate: Candidate) -> dict[str, Any]:
+    """Real images alone, by a classifier that learns as the candidate's does: a gain must not be its augmentation's."""
+    train = {key: value for key, value in candidate.training.items() if key not in ("mixing", "label", "pools")}
+    if "smoothing" in candidate.training.get("label", {}):
+        train["label"] = {"smoothing": candidate.training["label"]["smoothing"]}
+    return {"name": "real", "images": "real", "train": train}
 
 
 def _train(study: Study, candidates: Sequence[Candidate], seeds: int, *, with_real: bool = False) -> list[np.ndarray]:
@@ -247,27 +288,37 @@ def _effects(
 ) -> list[Effect]:
     """By the first rung, the largest effect first; a candidate that does not name a key has the recipe's own value."""
     scores = [entry["first_seed"] for entry in entries]
-    own = study.settled().model_dump(mode="json")
-    found = []
-    for key in axes:
-        values = [json.dumps(dict(candidate.settings).get(key, _at(own, key))) for candidate in candidates]
-        found.append(effect(key, values, scores))
+    recipes = [_settled(study, candidate).model_dump(mode="json") for candidate in candidates]
+    found = [effect(key, [json.dumps(_at(recipe, key)) for recipe in recipes], scores) for key in axes]
     return sorted(found, key=lambda one: -one.explained)
 
 
+def _settled(study: Study, candidate: Candidate) -> Recipe:
+    return study.settled((), *(f"{key}={json.dumps(value)}" for key, value in candidate.settings))
+
+
 def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; one number and a list of it alone are the same."""
     for part in key.split("."):
         values = values[int(part)] if isinstance(values, list) else values[part]
-    return values
+    return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+
+def _real_alone(study: Study) -> Recipe:
+    """The recipe none, on the data and with the classifier of the recipe that was tried."""
+    tried = study.settled()
+    train = tried.train_of(arm_of(tried))
+    plain = baseline(settle(study.data, "none", [f"seed={tried.seed}"]), tried)
+    kept = {key: getattr(train, key) for key in ("augment", "mix", "transport")}
+    return Recipe.model_validate(overlaid(plain.model_dump(), {"train": kept}))
 
 
 def _write(study: Study, results: dict[str, Any], winner: Candidate) -> None:
     """ablation.json, ablation.md, and the recipe to go on with: the winner's, or `none` where nothing was gained."""
     if results["closing"]["difference"]["low"] > 0:
-        chosen = study.settled((), *(f"{key}={json.dumps(value)}" for key, value in winner.settings))
+        chosen = _settled(study, winner)
     else:
-        kept = [one for one in study.overrides if one.startswith(("dataset.", "train.", "seed="))]
-        chosen = settle(study.data, "none", kept)
+        chosen = _real_alone(study)
     write_atomic(study.root / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     write_atomic(study.root / TABLE, as_markdown(results).encode())
     write_atomic(study.root / RECIPE, dump_recipe(chosen).encode())

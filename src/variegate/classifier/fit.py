@@ -50,6 +50,7 @@ class FitData:
     real: LabelledImages
     synthetic: LabelledImages
     val: LabelledImages  # may be empty; targets one-hot
+    subset: np.ndarray | None = None  # indices of the real images that take part; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +259,7 @@ class _Loop:
         mix = "none" if settings.mix == "cmo" else settings.mix
         self.mix = open_mix(mix, classifier, transport=settings.transport, autocast=compute.autocast)
         self.real_labels, self.num_classes = data.real.targets.argmax(axis=1), data.real.targets.shape[1]
+        self.subset = np.arange(len(self.real_labels)) if data.subset is None else data.subset
         self.table = self.class_table()
         # channels last as the images are; a fifth faster
         classifier.net.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -303,7 +305,8 @@ class _Loop:
     def class_table(self) -> ClassTable:
         """Real images are counted for margins and weights, all labels shown for the prior; see losses.py."""
         shown = labels_shown(self.slots, self.data.real.targets, self.data.synthetic.targets)
-        table = class_table(self.settings.loss, real_counts(self.real_labels, self.num_classes), shown)
+        counts = real_counts(self.real_labels[self.subset], self.num_classes)
+        table = class_table(self.settings.loss, counts, shown)
         return ClassTable(*(getattr(table, field.name).to(self.compute.device) for field in dataclasses.fields(table)))
 
     def with_patches(
@@ -313,8 +316,8 @@ class _Loop:
         rng = np.random.default_rng(seed)
         if rng.random() >= CMO_CHANCE:
             return images, targets
-        chances = class_uniform(self.real_labels, self.num_classes)
-        index = rng.choice(len(chances), size=len(images), p=chances)
+        chances = class_uniform(self.real_labels[self.subset], self.num_classes)
+        index = rng.choice(self.subset, size=len(images), p=chances)
         pixels, patch_targets = self.gather(np.zeros(len(index), bool), index)
         patches = self.classifier.scaled(self.augment(pixels, generator))
         return paste_patches(images, targets, patches, patch_targets)

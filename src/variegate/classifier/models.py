@@ -1,8 +1,8 @@
 """Classifiers by name: nets for small images, any timm model, weights from timm or from a safetensors file.
 
 resnet-small is a CIFAR-style ResNet (arXiv 1512.03385, section 4.2): a 3x3 stem without pooling, so that small
-images keep their detail. timm's ResNets keep their own stem at every size: at 64 px (builtin:meadow, 10 species, 5
-images each, 300 steps, 2 seeds) resnet18 reached 69.0 % and resnet-small 69.1 %, in half the time.
+images keep their detail. timm's ResNets keep their own stem at every size: at 64 px resnet18 is no better than
+resnet-small and takes twice the time (docs/log.md).
 preact-resnet18 and -34 (arXiv 1603.05027) and wide-resnet-28-10 and -28-2 (arXiv 1605.07146) are the nets of the MixUp
 papers; timm has their blocks, but no stem for small images.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from variegate.api import settle
 from variegate.comparison import plan
 from variegate.comparison.plan import Curve, Entry, Kind
-from variegate.errors import Problem, RecipeError
+from variegate.errors import Problem, RecipeError, UserError
 from variegate.recipe import Recipe
 from variegate.stages.dataset.listing import did_you_mean
 
@@ -88,11 +88,22 @@ def settle_all(asked: Asked) -> Wanted:
     _raise(problems)
     plain = [item for item in asked.overrides if item.startswith(PLAIN_KEYS) and not item.startswith(NOT_PLAIN)]
     base = plan.baseline(settle(asked.data, "none", plain), named[0].recipe)
-    from_text = [] if "text-only" in asked.skip else [plan.text_only(entry) for entry in named]
+    from_text = [] if "text-only" in asked.skip else [plan.text_only(entry, _kind(entry)) for entry in named]
     entries = (*named, *(one for one in from_text if isinstance(one, Entry)), *points)
     shots = asked.shots or (named[0].recipe.dataset.shots,)
     warnings = tuple(one for one in from_text if isinstance(one, str) and one)
     return Wanted(asked, entries, base, shots, tuple(curves), warnings)
+
+
+def _kind(entry: Entry) -> str:
+    """Of the model that draws; empty where it cannot be read, which the checks of the run explain."""
+    from variegate.backends.base import locate
+    from variegate.backends.folder import read_model
+
+    try:
+        return read_model(*locate(entry.recipe.backend)).kind
+    except UserError:
+        return ""
 
 
 def _raise(problems: Sequence[Problem]) -> None:
@@ -108,6 +119,8 @@ def _misspelt(asked: Asked) -> list[Problem]:
     names = [plan.slug(Path(recipe).stem) for recipe in asked.recipes]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(Problem("--recipes", f"{name} stands twice", "give each once, files under different names"))
+    for name in sorted({*names} & {*plan.TAKEN}):
+        problems.append(Problem("--recipes", f"{name} is what a baseline is called", "give the file another name"))
     for word in asked.skip:
         if word not in plan.SKIPPABLE:
             known = did_you_mean(word, plan.SKIPPABLE, f"known: {', '.join(plan.SKIPPABLE)}")

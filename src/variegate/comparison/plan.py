@@ -23,12 +23,13 @@ Kind = Literal["real", "classic", "duplicated", "retrieval", "recipe", "combined
 CLASSIC: dict[str, dict[str, Any]] = {
     "randaugment": {"augment": "randaugment"},
     "trivialaugment": {"augment": "trivialaugment"},
-    "mixup": {"mix": "mixup"},
-    "cutmix": {"mix": "cutmix"},
+    "mixup": {"mix": "mixup", "transport": False},  # transport is puzzle-mix's
+    "cutmix": {"mix": "cutmix", "transport": False},
 }
 SKIPPABLE = (*CLASSIC, "duplicated", "text-only", "best-classic")
 OWN_KEYS = ("mixing", "label", "pools", "augment", "mix", "transport")  # of train: what a method may have of its own
 REAL, DUPLICATED, RETRIEVAL, CLASSIC_RUN = "real", "duplicated real", "retrieval", "classic"
+TAKEN = (REAL, DUPLICATED, RETRIEVAL, *(f"real+{key}" for key in CLASSIC))  # names that no recipe may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +80,12 @@ def disagreements(entries: Sequence[Entry]) -> list[Problem]:
 
 
 def _common(recipe: Recipe) -> dict[str, Any]:
-    """What all recipes of a comparison share."""
-    train = recipe.train.model_dump(exclude=set(OWN_KEYS))
+    """What all recipes of a comparison share; the classifier is that of the arm which is compared."""
+    train = recipe.train_of(arm_of(recipe))
     return {
         "dataset": recipe.dataset.model_dump(),
-        "train": train | {"label": {"smoothing": recipe.train.label.smoothing}},
+        "train": train.model_dump(exclude=set(OWN_KEYS)) | {"label": {"smoothing": train.label.smoothing}},
+        "evaluate": {"shot_bounds": recipe.evaluate.shot_bounds},
     }
 
 
@@ -99,7 +101,7 @@ def baseline(plain: Recipe, first: Recipe) -> Recipe:
 # ------------------------------------------------------------------------------------------------ derived recipes
 
 
-def text_only(entry: Entry) -> Entry | str:
+def text_only(entry: Entry, model_kind: str = "") -> Entry | str:
     """The same adapter and as many images, drawn from text; or why there is none, empty where the recipe is that already."""
     recipe, method = entry.recipe, entry.recipe.generate.method
     kind, _, use = method.partition("-")
@@ -107,6 +109,8 @@ def text_only(entry: Entry) -> Entry | str:
         return ""
     if method == "edit":
         return f"{entry.name}: a model that edits images draws none from text, so there is no text-only arm"
+    if model_kind == "inpaint":
+        return f"{entry.name}: an inpainting model draws none from text, so there is no text-only arm"
     if any("{caption}" in text for text in recipe.prompts.texts):
         return f"{entry.name}: its prompts are the captions of single images, so there is no text-only arm"
     kept = {key: getattr(recipe.generate, key) for key in ("per_real", "per_class", "balance")}

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from variegate.encoders import CLASSIFIER, Encoder, open_encoder
+from variegate.backends.base import locate
+from variegate.backends.folder import model_fingerprint
+from variegate.encoders import AUTO, CLASSIFIER, Encoder, encoder_fingerprint, open_encoder
 from variegate.errors import DataError, Problem
 from variegate.files import write_atomic
 from variegate.images import IMAGE_EXTENSIONS, encode_image, load_rgb, load_squares, read_content
@@ -77,8 +79,11 @@ def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Prob
     known = {image.sha256: image for image in pool}
     shared = [(known[image.sha256], image) for image in held_out if image.sha256 in known]
     if not shared and held_out:
-        looks = [_looks(paths) for paths in ([Path(image.path) for image in held_out], [one.path for one in pool])]
-        shared = [(pool[other], held_out[one]) for one, other in near_pairs(*looks)]
+        own_looks = _looks([Path(image.path) for image in held_out])
+        for start in range(0, len(pool), _SLICE):
+            part = pool[start : start + _SLICE]
+            pairs = near_pairs(own_looks, _looks([one.path for one in part]))
+            shared += [(part[other], held_out[one]) for one, other in pairs]
     if not shared:
         return []
     own, image = shared[0]
@@ -118,7 +123,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def encoder_of(recipe: Recipe) -> str:
     """The encoder that the recipe curates with; the drawing model's own features where it names none."""
     named = [step.encoder for step in recipe.curate if step.score.endswith("agreement") and step.encoder != CLASSIFIER]
-    return named[0] if named else "auto"
+    return named[0] if named else AUTO
 
 
 def retrieve(
@@ -129,7 +134,8 @@ def retrieve(
     `folder` has a finished dataset stage; `recipe` names the encoder and the model that draws. Images that are training images
     already are left out. Raises DataError where the pool holds held-out images, or nothing for a class.
     """
-    if folder.meta(DONE):
+    key = _key(folder, images, recipe, wanted)
+    if folder.meta(DONE) == key:
         return
     problems = leaks(images, [image for image in folder.real_images() if image.split != "train"])
     if problems:
@@ -142,7 +148,7 @@ def retrieve(
         pool = _features(encoder, recipe, [image.path for image in usable], bar)
     chosen = nearest(real, np.array([image.label for image in train]), pool, wanted)
     classes = folder.classes()
-    without = [info.name for info, indices in zip(classes, chosen, strict=True) if not indices]
+    without = [info.name for info, indices, count in zip(classes, chosen, wanted, strict=True) if count and not indices]
     if without:
         text = f"no image of the pool is nearest to class {', '.join(without[:5])}"
         raise DataError(Problem("--pool", text, "use a larger pool, or leave retrieval out"))
@@ -150,7 +156,15 @@ def retrieve(
     short = sum(len(indices) < count for indices, count in zip(chosen, wanted, strict=True))
     if short:
         reporter.line(f"retrieval: the pool has fewer images than are drawn for {short} of {len(classes)} classes")
-    _write(folder, classes, taken)
+    _write(folder, classes, taken, key)
+
+
+def _key(folder: RunFolder, images: Sequence[PoolImage], recipe: Recipe, wanted: Sequence[int]) -> str:
+    """Of all that the choice depends on, held-out images too: the pool must not hold them."""
+    name = encoder_of(recipe)
+    seen = [model_fingerprint(*locate(recipe.backend))] if name == AUTO else encoder_fingerprint(name)
+    real = sorted((image.sha256 or image.id, image.split, image.label) for image in folder.real_images())
+    return content_id(sorted(image.sha256 for image in images), name, seen, real, list(wanted), recipe.dataset.fit)
 
 
 def _features(encoder: Encoder, recipe: Recipe, paths: Sequence[Path], bar: Bar | None = None) -> np.ndarray:
@@ -164,7 +178,9 @@ def _features(encoder: Encoder, recipe: Recipe, paths: Sequence[Path], bar: Bar 
     return np.concatenate(found)
 
 
-def _write(folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int, Sequence[PoolImage]]) -> None:
+def _write(
+    folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int, Sequence[PoolImage]], key: str
+) -> None:
     """Files first, then all rows at once: images of one chunk that was drawn from nothing."""
     rows: list[tuple[object, ...]] = []
     for info in classes:
@@ -178,4 +194,4 @@ def _write(folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int,
         db.execute("INSERT INTO prompts VALUES (0, '')")
         db.executemany(f"INSERT INTO plan VALUES ({', '.join('?' * 14)})", rows)
         db.execute("INSERT INTO chunks VALUES (0, 0, ?, 'done', NULL, NULL)", (len(rows),))
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("image_format", FORMAT), (DONE, str(len(rows)))])
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("image_format", FORMAT), (DONE, key)])

@@ -74,11 +74,11 @@ def _recipe_path(folder: Path, entry: Entry) -> Path:
 
 def _timeless(recipe: Recipe) -> Recipe:
     """Without what a comparison sets itself."""
-    blank = {"seed": 0, "evaluate": Recipe().evaluate, "dataset": recipe.dataset.model_copy(update={"shots": None})}
-    if recipe.generate.method == "none" and not recipe.train.pools:
-        return recipe.model_copy(update={**blank, "evaluate": recipe.evaluate.model_copy(update={"seeds": 3})})
-    arm = plan.arm_of(recipe)
-    return recipe.model_copy(update={**blank, "evaluate": Recipe().evaluate.model_copy(update={"arms": [arm]})})
+    blank = {"seed": 0, "dataset": recipe.dataset.model_copy(update={"shots": None})}
+    told: dict[str, Any] = {"seeds": Recipe().evaluate.seeds}
+    if recipe.generate.method != "none" or recipe.train.pools:
+        told["arms"] = [plan.arm_of(recipe)]
+    return recipe.model_copy(update={**blank, "evaluate": recipe.evaluate.model_copy(update=told)})
 
 
 def _refuse_changes(folder: Path, wanted: Wanted) -> None:
@@ -225,7 +225,7 @@ class _Workshop:
 
     def _retrieved(self, shots: int | None, draw: int, drawn: list[int]) -> Recipe:
         """The baseline's recipe with the images retrieved for this draw as its pool."""
-        wanted, first = self.wanted, self.wanted.named[0].recipe
+        wanted, first = self.wanted, _first_that_draws(self.wanted.named)
         encoder = retrieval.encoder_of(first)
         label = f"retrieved-{content_id(wanted.asked.pool, encoder, first.backend.model_dump(), drawn)[:8]}"
         root = self.home(shots, draw, label)
@@ -283,13 +283,14 @@ class _Workshop:
         return outcomes.read_outcome(root, method.arm, self.wanted.asked.seeds, lesson, test=tested)
 
 
+def _first_that_draws(named: Sequence[Entry]) -> Recipe:
+    return next(entry.recipe for entry in named if entry.recipe.generate.method != "none")
+
+
 def _retrieval_arm(named: Sequence[Entry]) -> ArmSection:
     """Retrieved images are mixed in as the first recipe that draws mixes its own, from the whole pool."""
-    mixing = next(
-        entry.recipe.train_of(plan.arm_of(entry.recipe)).mixing
-        for entry in named
-        if entry.recipe.generate.method != "none"
-    )
+    first = _first_that_draws(named)
+    mixing = first.train_of(plan.arm_of(first)).mixing
     policy = "pool" if mixing.policy == "replace" else mixing.policy
     return ArmSection(
         name=RETRIEVAL, images="real+synthetic", train={"mixing": mixing.model_dump() | {"policy": policy}}

@@ -11,7 +11,7 @@ from variegate.backends.adapter import ADAPTER, FACTS
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe, overlaid
 from variegate.records import content_id
-from variegate.stages.adapt.material import lesson_fingerprints
+from variegate.stages.adapt.material import lesson_drawing, lesson_fingerprints
 from variegate.store import RunFolder
 
 NOT_LEARNED = {"model", "previews", "evaluations", "checkpoints"}  # keys that leave the learned weights as they are
@@ -42,8 +42,9 @@ class Shelf:
         lesson = content_id(
             recipe.seed,
             recipe.dataset.model_dump(),
-            recipe.adapt.model_dump(exclude=NOT_LEARNED),
+            recipe.adapt.model_dump(exclude=NOT_LEARNED - ({"evaluations"} if recipe.adapt.early_stop else set())),
             lesson_fingerprints(recipe),
+            lesson_drawing(recipe),
             (recipe.prompts.text, recipe.prompts.environments),
         )
         return self.root / lesson

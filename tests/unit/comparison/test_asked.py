@@ -8,6 +8,7 @@ import pytest
 
 from variegate.comparison.asked import Asked, settle_all
 from variegate.errors import RecipeError
+from variegate.recipe_file import dump_recipe, load_recipe
 
 
 def asked(*recipes: str, **more) -> Asked:
@@ -57,3 +58,10 @@ def test_the_command_repeats_the_comparison() -> None:
         "variegate compare --recipes 'real-mix,my file.yaml' --draws 2 --seeds 1 --shots 5,20 "
         "--curve a=1,2 --set 'x=[1, 2]' --out out"
     )
+
+
+@pytest.mark.parametrize("name", ["real", "retrieval", "real+mixup"])
+def test_a_file_named_like_a_baseline_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.yaml").write_text(dump_recipe(load_recipe("real-mix")))
+    with pytest.raises(RecipeError, match="is what a baseline is called"):
+        settle_all(asked(str(tmp_path / f"{name}.yaml")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from variegate.comparison import plan
@@ -36,7 +38,7 @@ def test_classic_arms_are_one_run_of_real_images() -> None:
         "real", "real+randaugment", "real+trivialaugment", "real+mixup", "real+cutmix", "duplicated real",
     ]  # fmt: skip
     assert {method.arm.images for method in classic} == {"real"}
-    assert (classic[4].arm.train, classic[5].arm.copies) == ({"mix": "cutmix"}, 3)
+    assert (classic[4].arm.train, classic[5].arm.copies) == ({"mix": "cutmix", "transport": False}, 3)
     assert layout.runs[CLASSIC_RUN].generate.method == "none"
 
 
@@ -103,6 +105,9 @@ def test_text_only_keeps_adapter_and_number(name: str) -> None:
 def test_where_nothing_can_be_drawn_from_text_it_is_said() -> None:
     captions = entry("real-guidance", "prompts.text=a photo of a {name}, {caption}")
     assert "captions of single images" in str(text_only(captions))
+    repainting = entry("real-guidance", "generate.mask=object")
+    assert "inpainting model" in str(text_only(repainting, "inpaint"))
+    assert isinstance(text_only(repainting, "text-to-image"), Entry)
 
 
 def test_an_unfair_comparison_is_refused_with_the_difference() -> None:
@@ -122,6 +127,34 @@ def test_the_baseline_learns_as_the_recipes_do() -> None:
     base = baseline(load_recipe("none", ["train.augment=none"]), first)
     assert (base.train.steps, base.train.label.smoothing, base.dataset.size_px) == (77, 0.2, 32)
     assert (base.train.augment, base.generate.method) == ("none", "none")
+
+
+def with_arm(name: str, **train: object) -> Entry:
+    arm = {"name": "mine", "images": "real+synthetic", "train": train}
+    return entry(name, f"evaluate.arms={json.dumps(['real', arm])}", shown=f"my {name}")
+
+
+def test_the_classifier_of_the_compared_arm_is_the_one_that_must_agree() -> None:
+    own = with_arm("real-mix", model="resnet18")
+    (problem,) = disagreements([entry("real-gen"), own])
+    assert "train.model differs" in problem.what
+    assert baseline(load_recipe("none"), own.recipe).train.model == "resnet18"
+
+
+def test_many_and_few_shot_classes_are_the_same_ones_for_every_method() -> None:
+    other = entry("real-gen", "evaluate.shot_bounds=[5, 20]")
+    assert "evaluate.shot_bounds" in disagreements([entry("real-mix"), other])[0].what
+    assert baseline(load_recipe("none"), other.recipe).evaluate.shot_bounds == (5, 20)
+
+
+def test_puzzle_mix_with_transport_is_compared_with_classic_augmentations() -> None:
+    puzzle = entry("real-mix", "train.mix=puzzle-mix", "train.transport=true")
+    layout = laid_out(puzzle, best="mixup")
+    base = baseline(load_recipe("none", ["train.mix=puzzle-mix", "train.transport=true"]), puzzle.recipe)
+    for method in layout.methods:
+        run = base if method.run == CLASSIC_RUN else layout.runs[method.run]
+        train = plan.settled(run, [method.arm], draw=0, shots=None, seeds=1).train_of(method.arm)
+        assert train.transport == (train.mix == "puzzle-mix"), method.name
 
 
 def test_copies_are_about_as_many_as_are_drawn() -> None:

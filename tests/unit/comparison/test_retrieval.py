@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from variegate.comparison.retrieval import PoolImage, encoder_of, leaks, nearest, read_pool
+from variegate.comparison.retrieval import PoolImage, encoder_of, leaks, nearest, read_pool, retrieve
 from variegate.errors import DataError
+from variegate.progress import QuietReporter
 from variegate.recipe import Recipe
-from variegate.records import RealImage
+from variegate.records import RealImage, content_id
 
 
-def saved(path: Path, seed: int, **options) -> Path:
+def saved(path: Path, seed: int, *, tint: int | None = None, **options) -> Path:
+    """Random blots, of mostly one colour with `tint`."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
+    blots = rng.integers(0, 255, (6, 6, 3), np.uint8)
+    if tint is not None:
+        blots //= np.where(np.arange(3) == tint, 1, 6).astype(np.uint8)
+    small = Image.fromarray(blots)
     small.resize((48, 48), Image.Resampling.BILINEAR).save(path, **options)
     return path
 
@@ -79,3 +84,22 @@ def test_the_encoder_is_the_one_the_recipe_curates_with() -> None:
         {"curate": [{"score": "blank"}, {"score": "class-agreement", "encoder": "clip:starter"}]}
     )
     assert (encoder_of(named), encoder_of(Recipe())) == ("clip:starter", "auto")
+
+
+def test_a_pool_that_changed_is_looked_at_again(coloured_run, tmp_path: Path) -> None:
+    context = coloured_run()
+    folder, encoder = context.folder, {"curate": [{"score": "class-agreement", "encoder": "clip:starter"}]}
+    recipe = Recipe.model_validate({**context.recipe.model_dump(), **encoder})
+    pool = [pooled(saved(tmp_path / f"pool/{seed}.png", seed, tint=seed % 3)) for seed in range(30)]
+    retrieve(folder, pool, recipe, [2, 0, 1], QuietReporter())
+    first = {image.id: image.target for image in folder.synthetic_images()}
+    assert sorted(first.values()) == [0, 0, 2], "a class that wants none gets none"
+    retrieve(folder, pool, recipe, [2, 0, 1], QuietReporter())
+    assert {image.id for image in folder.synthetic_images()} == set(first)
+    gone = next(iter(first))
+    left = [image for image in pool if content_id("retrieved", image.sha256, first[gone]) != gone]
+    retrieve(folder, left, recipe, [2, 0, 1], QuietReporter())
+    assert gone not in {image.id for image in folder.synthetic_images()}
+    held_out = Path(folder.real_images("test")[0].path)
+    with pytest.raises(DataError, match="holds 1 validation or test images"):
+        retrieve(folder, [*left, pooled(held_out)], recipe, [2, 0, 1], QuietReporter())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,18 @@ def lesson_fingerprints(recipe: Recipe) -> tuple[str, ...]:
     """Of all weights that what is learned depends on."""
     sections = (training_section(recipe), final_section(recipe))
     return tuple(dict.fromkeys(model_fingerprint(*locate(section)) for section in sections))
+
+
+def lesson_drawing(recipe: Recipe) -> dict[str, Any]:
+    """What else of the recipe than adapt, data and texts changes what is learned: sizes, and how what is learned from is drawn."""
+    backend, generate = training_section(recipe), recipe.generate
+    found: dict[str, Any] = {"size_px": backend.size_px, "dtype": backend.dtype}
+    if recipe.adapt.prior.images or recipe.adapt.distill.pairs:
+        found |= {"drawn": (backend.scheduler, backend.steps, backend.guidance_scale)}
+    if recipe.adapt.distill.pairs:
+        levels = generate.strength if generate.from_image else None
+        found |= {"levels": levels, "keeps_class": generate.keeps_class}
+    return found
 
 
 def training_spec(recipe: Recipe) -> BackendSpec:

@@ -37,6 +37,7 @@ from variegate.stages.adapt.material import (
     final_spec,
     gather,
     labels_of,
+    lesson_drawing,
     lesson_fingerprints,
     load_pixels,
     splits_hash,
@@ -61,7 +62,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     if section.method == "none":
         return {"adapt": "none"}
     keys = {"adapt": section.model_dump(), "seed": recipe.seed, "backend": recipe.backend.model_dump()}
-    keys["model"] = lesson_fingerprints(recipe)
+    keys |= {"model": lesson_fingerprints(recipe), "drawing": lesson_drawing(recipe)}
     if section.method == "file":
         return keys | {"file": adapter_hash(Path(str(section.path)))}
     return keys | {"texts": recipe.prompts.text, "environments": recipe.prompts.environments, "fit": recipe.dataset.fit}

@@ -14,6 +14,7 @@ import numpy as np
 from variegate.card import write_card
 from variegate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, encoder_fingerprint, open_encoder
 from variegate.errors import Problem, RecipeError
+from variegate.files import file_sha256
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
@@ -42,6 +43,8 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     keys = {"curate": [step.model_dump() for step in recipe.curate], "seed": recipe.seed}
     if any(step.encoder == CLASSIFIER for step in recipe.curate):
         keys["classifier"] = recipe.train.model_dump(exclude={"mixing"})
+        if isinstance(recipe.train.pretrained, str):
+            keys["weights"] = file_sha256(Path(recipe.train.pretrained))
     return keys
 
 

@@ -39,13 +39,25 @@ def pool_problems(roots: Sequence[str], class_names: Sequence[str], held_out: Co
 
 
 def with_pools(own: Sequence[SyntheticImage], roots: Sequence[str]) -> list[SyntheticImage]:
-    """This run's images, then those of the others with absolute paths; an image that two runs have counts once."""
-    found = {image.id: image for image in own}
+    """This run's images, then those of the others with absolute paths; an image that two runs have counts once.
+
+    What refine made of an image is another image.
+    """
+    found = {(image.id, image.refined): image for image in own}
     for root in roots:
         with RunFolder.read(Path(root)) as other:
             for image in other.synthetic_images():
-                found.setdefault(image.id, replace(image, path=str(other.path(image.path))))
+                found.setdefault((image.id, image.refined), replace(image, path=str(other.path(image.path))))
     return list(found.values())
+
+
+def seen_by_pools(roots: Sequence[str]) -> list[str]:
+    """SHA-256 of the real images behind the images of these run folders."""
+    found: list[str] = []
+    for root in roots:
+        with RunFolder.read(Path(root)) as other:
+            found += [image.sha256 for image in _seen(other)]
+    return found
 
 
 def near_duplicate_warnings(roots: Sequence[str], held_out: Sequence[RealImage], section: DatasetSection) -> list[str]:

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,13 @@ from variegate.stages.train.files import (
     read_checkpoint,
     read_log,
 )
-from variegate.stages.train.pools import held_out_keys, near_duplicate_warnings, pool_problems, with_pools
+from variegate.stages.train.pools import (
+    held_out_keys,
+    near_duplicate_warnings,
+    pool_problems,
+    seen_by_pools,
+    with_pools,
+)
 from variegate.store import RunFolder
 
 NAME = "train"
@@ -104,7 +110,12 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 def found(context: Context) -> str:
     """The synthetic images that take part and their weights: a person's decision changes them after curate."""
     images = _synthetic_images(context.recipe, context.folder)
-    return content_id([(image.id, image.weight) for image in images])
+    return content_id(list(map(_tell, images)))
+
+
+def _tell(image: SyntheticImage) -> tuple[object, ...]:
+    """What tells a synthetic image, its picture, its label and its weight from others."""
+    return (image.id, image.weight, *([image.original_share, image.refined] if image.refined else []))
 
 
 def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collection[str] = ()) -> None:
@@ -233,7 +244,7 @@ def _synthetic_images(recipe: Recipe, folder: RunFolder) -> list[SyntheticImage]
 
 
 def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
-    return _pixels(recipe, folder, [ImageFile(folder.root / image.path, image.id) for image in images])
+    return _pixels(recipe, folder, [ImageFile(folder.root / image.path, image.id + image.refined) for image in images])
 
 
 def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.ndarray:
@@ -244,7 +255,7 @@ def _pixels(recipe: Recipe, folder: RunFolder, files: list[ImageFile]) -> np.nda
 def _task(arm: ArmSection, seed: int, workshop: Workshop) -> Task:
     recipe = workshop.recipe
     real = [(i.id, i.sha256, i.label) for split in (workshop.train, *workshop.held_out.values()) for i in split]
-    synthetic = [(i.id, i.weight) for i in workshop.synthetic] if arm.has_synthetic else []
+    synthetic = list(map(_tell, workshop.synthetic)) if arm.has_synthetic else []
     size, section = (recipe.dataset.size_px, recipe.dataset.fit), recipe.train_of(arm)
     weights = workshop.weights_sha256[arm.name]
     settings = (__version__, mixing.RULE, recipe.seed, section.model_dump(), weights, size, workshop.class_names)
@@ -312,7 +323,7 @@ def _run_task(task: Task, workshop: Workshop, folder: RunFolder, bar: Bar) -> No
         bar.advance(resume.step)
     fitted = fit(
         classifier,
-        fit_data(section, workshop),
+        replace(fit_data(section, workshop), subset=subset_of(task.arm, workshop)[0]),
         slots_of(task.arm, task.seed, workshop),
         settings_of(section, seed_from(workshop.recipe.seed, "steps", task.seed)),
         workshop.compute,
@@ -404,7 +415,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         "cosine_scale": section.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
-        SEEN: marks(image.sha256 for image in workshop.train),
+        **({SEEN: seen} if (seen := _seen(section, workshop)) is not None else {}),
     }
     selected_by = "val" if workshop.held_out["val"] else "last step"
     log = log_lines(fitted.log, steps=workshop.steps, selected_step=fitted.selected_step, selected_by=selected_by)
@@ -412,6 +423,16 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
     for name, content in zip(FILES, contents, strict=True):
         folder.write(f"{task.folder}/{name}", content)
         folder.put_artefact(NAME, f"{task.arm.name}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
+
+
+def _seen(section: TrainSection, workshop: Workshop) -> list[str] | None:
+    """Marks of all images that a classifier has learned from, by way of its first weights and of pools too; None where
+    weights that came from elsewhere do not tell theirs."""
+    before = seen_by(Path(section.pretrained)) if isinstance(section.pretrained, str) else []
+    if before is None:
+        return None
+    own = marks([*(image.sha256 for image in workshop.train), *seen_by_pools(section.pools)])
+    return sorted({*own, *before})
 
 
 def _draw_feature_space(tasks: list[Task], workshop: Workshop, folder: RunFolder) -> None:

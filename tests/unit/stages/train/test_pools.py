@@ -64,6 +64,18 @@ def test_kept_images_of_other_runs_are_learned_from_with_their_labels(coloured_r
     assert {place >= 18 for place in slots.index[slots.is_synthetic]} == {True, False}
 
 
+def test_what_refine_made_of_an_image_is_another_image(coloured_run: Run) -> None:
+    twin = coloured_run("twin")
+    with twin.folder.transaction() as db:
+        db.execute("INSERT INTO refined SELECT id, 0.5 FROM plan")
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("drawn_format", "png"), ("refine_key", "halves")])
+    context = pooled(coloured_run, twin)
+    before = stage.found(context)
+    assert len(stage._open_workshop(context.recipe, context.folder).synthetic) == 18 + 18
+    twin.folder.set_meta("refine_key", "fractals")
+    assert stage.found(context) != before, "the same ids, other pictures"
+
+
 def test_the_same_image_in_two_runs_counts_once(coloured_run: Run) -> None:
     twin = coloured_run("twin")
     context = pooled(coloured_run, twin)
