@@ -15,11 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from variegate.backends.devices import size_of_team
 from variegate.errors import Problem, RunFolderError, UserError
 from variegate.pipeline import Context, run_stages
 from variegate.progress import EventLog, QuietReporter, Reporter
 from variegate.recipe import Recipe
-from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
+from variegate.recipe_file import build_recipe, difference, dump_recipe, load_recipe, parse_yaml
 from variegate.store import RunFolder
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def compare(
 
 def is_helper() -> bool:
     """Whether `accelerate launch` or torchrun started this process beside the one that does the run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
+    return size_of_team() > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def _help_out(recipe: Recipe, root: Path) -> RunResult:
@@ -145,10 +146,11 @@ def _learns(recipe: Recipe) -> bool:
 
 
 def _dismiss_helpers(recipe: Recipe) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _learns(recipe):
+    if size_of_team() > 1 and _learns(recipe):
+        from variegate.stages.adapt.material import training_spec
         from variegate.stages.adapt.team import dismiss
 
-        dismiss()
+        dismiss(training_spec(recipe).device)
 
 
 def settle(
@@ -157,10 +159,7 @@ def settle(
     """The recipe with DATA and overrides put in; raises RecipeError with every problem."""
     path = None if data is None else os.fspath(data)
     if isinstance(recipe, Recipe):
-        values = recipe.model_dump()
-        if path is not None:
-            values["dataset"]["path"] = path
-        return Recipe.model_validate(values)
+        return build_recipe(recipe.model_dump(), overrides, path)
     return load_recipe(os.fspath(recipe), overrides, path)
 
 

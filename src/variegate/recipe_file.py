@@ -35,6 +35,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: dict[str, Any] = {}
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                text = "a key must be a word; put quotes around text that holds braces or brackets"
+                raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
             if key_node.value in seen:
                 line = seen[key_node.value].start_mark.line + 1
                 text = f"key {key_node.value!r} stands twice (first on line {line})"
@@ -74,6 +77,8 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(exc, "problem", None) or str(exc)
         raise RecipeError(Problem(place, f"not valid YAML: {reason}")) from exc
+    except (ValueError, TypeError, RecursionError) as exc:  # a tag that does not fit its value, nesting without end
+        raise RecipeError(Problem(where, f"not valid YAML: {str(exc) or type(exc).__name__}")) from exc
 
 
 def parse_values(text: str, where: str) -> list[Any]:
@@ -124,10 +129,32 @@ def load_recipe(name: str = "variegate", overrides: Iterable[str] = (), data: st
         values = {}
     if not isinstance(values, dict):
         raise RecipeError(Problem(shown, f"a recipe is a mapping of sections, got {type(values).__name__}"))
-    origins = _line_numbers(text, shown)
+    return build_recipe(values, overrides, data, shown, _line_numbers(text, shown))
+
+
+def build_recipe(
+    values: dict[str, Any],
+    overrides: Iterable[str],
+    data: str | None,
+    shown: str = "recipe",
+    origins: dict[str, str] | None = None,
+) -> Recipe:
+    """The values of a recipe with KEY=VALUE overrides and DATA put in, checked; raises RecipeError with all problems.
+
+    `origins` tells where each key stands. A section without keys, as when all are commented out, has its defaults.
+    """
+    origins = {} if origins is None else origins
+    for key in [key for key, field in Recipe.model_fields.items() if isinstance(field.default, Section)]:
+        if key in values and values[key] is None:
+            values[key] = {}
     problems = _apply_overrides(values, overrides, origins)
     if data is not None:
-        _put(values, ["dataset", "path"], data)
+        if not isinstance(values.setdefault("dataset", {}), dict):
+            problems.append(
+                Problem(origins.get("dataset", shown), "dataset is no section", "write dataset: {path: ...}")
+            )
+            raise RecipeError(problems)
+        values["dataset"]["path"] = data
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as exc:

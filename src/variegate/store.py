@@ -48,6 +48,10 @@ CREATE TABLE artefacts (stage TEXT, name TEXT, path TEXT NOT NULL, sha256 TEXT N
 """
 
 
+def _damaged(root: Path, exc: Exception) -> Problem:
+    return Problem(str(root / "run.db"), f"cannot be read ({exc})", "move the folder away and run again, or restore it")
+
+
 def class_slug(label: int, name: str) -> str:
     """A path part for a class: the index keeps it unique, the readable part is only a help.
 
@@ -94,6 +98,11 @@ class RunFolder:
                 db.execute("PRAGMA synchronous=FULL")
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
                     db.executescript(f"BEGIN; {SCHEMA} INSERT INTO meta VALUES ('schema', '{SCHEMA_VERSION}'); COMMIT;")
+            except sqlite3.DatabaseError as exc:
+                os.close(lock)
+                if isinstance(exc, sqlite3.OperationalError):
+                    raise  # the disk's doing
+                raise RunFolderError(_damaged(root, exc)) from exc
             except BaseException:
                 os.close(lock)
                 raise
@@ -114,7 +123,11 @@ class RunFolder:
             )
         db = sqlite3.connect(f"file:{quote((root / 'run.db').resolve().as_posix())}?mode=ro", uri=True)
         folder = cls(root, db, None)
-        folder._check_schema()
+        try:
+            folder._check_schema()
+        except sqlite3.DatabaseError as exc:
+            db.close()
+            raise RunFolderError(_damaged(root, exc)) from exc
         return folder
 
     def _check_schema(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import variegate
+from variegate.api import settle
 from variegate.errors import RecipeError
 from variegate.recipe import Recipe, Section
 from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
@@ -72,6 +73,9 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("refine: [{op: fractal}]\ngenerate: {method: none}\nevaluate: {arms: [real]}", "set refine: []"),
         ("- a list", "mapping of sections"),
         ("seed: [", "not valid YAML"),
+        ("prompts: {text: {{name}}}", "put quotes around text that holds braces"),
+        ("[a, b]: 3", "a key must be a word"),
+        ('seed: !!int "abc"', "not valid YAML"),
         ("seed: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
@@ -145,6 +149,22 @@ def test_no_option_is_dead() -> None:
     }
     unread -= {"PromptsSection.method", "AdaptSection.method", "Recipe.adapt"}  # one method each; recipe.py reads them
     assert len(sections) > 10 and not unread
+
+
+def test_a_section_without_keys_has_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("dataset:\n  # shots: 5\ntrain:\n")
+    assert load_recipe(str(path), data="photos").dataset.path == "photos"
+    path.write_text("dataset: 5\n")
+    with pytest.raises(RecipeError, match="r.yaml:1: dataset is no section"):
+        load_recipe(str(path), data="photos")
+
+
+def test_a_recipe_in_python_takes_overrides_too() -> None:
+    settled = settle("photos", Recipe(), ["seed=7", "train.steps=9"])
+    assert (settled.seed, settled.train.steps, settled.dataset.path) == (7, 9, "photos")
+    with pytest.raises(RecipeError, match="did you mean 'steps'"):
+        settle(None, Recipe(), ["train.stepz=9"])
 
 
 def test_epochs_take_the_place_of_the_default_steps(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_reading_a_folder_that_is_no_run(tmp_path: Path) -> None:
         RunFolder.read(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"no database " * 200])
+def test_a_damaged_run_folder_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    with pytest.raises(RunFolderError, match="run.db: cannot be read"):
+        RunFolder.read(tmp_path)
+    if content:
+        with pytest.raises(RunFolderError, match="run.db: cannot be read"):
+            RunFolder.create(tmp_path)
+        assert (tmp_path / "run.db").read_bytes() == content
+
+
 def test_a_run_folder_with_odd_characters_can_be_read(tmp_path: Path) -> None:
     root = tmp_path / "what? #1 %20"
     RunFolder.create(root).close()

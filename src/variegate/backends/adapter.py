@@ -174,12 +174,14 @@ def write_adapter(
 ) -> None:
     """Write an adapter; `tokens` holds one {placeholder: [vectors, width]} a text encoder, `lora` diffusers' names.
 
-    Files appear whole or not at all; adapter.json comes last, so a folder that has it is complete.
+    Files appear whole or not at all; adapter.json comes last, so a folder that has it is complete. What another adapter
+    left in the folder goes.
     """
     from safetensors.torch import save
 
     from variegate.files import write_atomic
 
+    forget_adapter(folder)
     for name, rows in zip(TOKENS, tokens, strict=False):
         write_atomic(
             folder / name, save({key: value.detach().float().cpu().contiguous() for key, value in rows.items()})
@@ -190,6 +192,13 @@ def write_adapter(
         )
     text = json.dumps(asdict(facts), indent=1, ensure_ascii=False, default=str) + "\n"
     write_atomic(folder / FACTS, text.encode())
+
+
+def forget_adapter(folder: Path) -> None:
+    """Take an adapter away, its facts first; files beside no facts are somebody else's and stay."""
+    if (folder / FACTS).is_file():
+        for name in (FACTS, *TOKENS, LORA):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _parse(values: dict[str, Any]) -> AdapterFacts:
@@ -266,6 +275,7 @@ def apply_adapter(pipe: Any, folder: Path, parts: Parts) -> None:
             rows = load_file(path)
             named = [{name: rows[name]} for name in facts.placeholders]
             pipe.load_textual_inversion(named, tokenizer=tokenizer, text_encoder=encoder)
+            pool_at_the_end(tokenizer, encoder)
     if parts == "all" and facts.has_lora:
         state = load_file(folder / LORA)
         problems = lora_problems(pipe, {name: list(value.shape) for name, value in state.items()}, folder / LORA)
@@ -280,6 +290,16 @@ def text_encoders(pipe: Any) -> list[tuple[Any, Any]]:
     """(tokenizer, text encoder) pairs: one for Stable Diffusion, two for SDXL."""
     second = getattr(pipe, "text_encoder_2", None)
     return [(pipe.tokenizer, pipe.text_encoder), *([(pipe.tokenizer_2, second)] if second is not None else [])]
+
+
+def pool_at_the_end(tokenizer: Any, encoder: Any) -> None:
+    """Let a text encoder sum a text up at its end and not at a learned token.
+
+    Published configurations name eos_token_id 2, with which transformers takes the highest id for the end: a new token's.
+    """
+    for module in encoder.modules():
+        if getattr(module, "eos_token_id", None) == 2:
+            module.eos_token_id = tokenizer.eos_token_id
 
 
 def _check_token_files(files: Sequence[Path], encoders: Sequence[tuple[Any, Any]]) -> None:

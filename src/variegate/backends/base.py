@@ -30,6 +30,12 @@ from variegate.recipe import BackendSection, Recipe
 from variegate.records import content_id
 
 MemoryFormat = Literal["channels-last", "contiguous"]
+TWICE_A_STEP = (
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+)
 PNDM_ORDER = 4  # timesteps that diffusers' PNDM goes through by Runge-Kutta, where it does not skip them
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
 PARENT_STEPS, PARENT_GUIDANCE = 20, 3.0  # previews and pairs of a parent whose own recipe says nothing of many steps
@@ -110,7 +116,7 @@ def resolve_backend(section: BackendSection, machine: Machine | None = None) -> 
     device = resolve_device(section.device)
     dtype = resolve_dtype(section.dtype, device, machine)
     size_px = section.size_px or facts.size_px
-    problems = [*_size_problems(size_px, facts), *_one_step_problems(section, facts)]
+    problems = [*_size_problems(size_px, facts), *_step_problems(section, facts)]
     if problems:
         raise ModelError(problems)
     spec = BackendSpec(
@@ -147,7 +153,7 @@ def check_model(recipe: Recipe) -> ModelFacts:
     """Check the recipe's model, size, steps and strengths together, without torch; raises ModelError with all problems."""
     section, generate = recipe.backend, recipe.generate
     facts = read_model(*locate(section))
-    problems = [*_size_problems(section.size_px or facts.size_px, facts), *_one_step_problems(section, facts)]
+    problems = [*_size_problems(section.size_px or facts.size_px, facts), *_step_problems(section, facts)]
     problems += kind_problems(recipe, facts.kind)
     if generate.method.endswith(("-aug", "-mix")):
         if generate.strength_policy == "uniform":
@@ -232,6 +238,14 @@ def _size_problems(size_px: int, facts: ModelFacts) -> list[Problem]:
     low = max(size_px // multiple, 1) * multiple
     text = f"{size_px} px cannot be drawn: this model draws multiples of {multiple} px"
     return [Problem("backend.size_px", text, f"use {low} or {low + multiple}")]
+
+
+def _step_problems(section: BackendSection, facts: ModelFacts) -> list[Problem]:
+    problems = _one_step_problems(section, facts)
+    if section.scheduler == "model" and section.steps > 1 and facts.scheduler in TWICE_A_STEP:
+        text = f"model is {facts.scheduler} here, which evaluates the U-Net twice a step; strengths are counted in single ones"
+        problems.append(Problem("backend.scheduler", text, "use dpm-solver++, euler or another one by name"))
+    return problems
 
 
 def _one_step_problems(section: BackendSection, facts: ModelFacts) -> list[Problem]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from variegate.errors import ModelError, Problem
 
+T = TypeVar("T")
 Dtype = Literal["fp32", "bf16", "fp16"]
 BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 CPU_BATCH = 32  # pictures of 16 x 16 latents: 16 to 128 draw equally fast, small chunks lose less when stopped
@@ -98,6 +100,18 @@ def resolve_device(requested: str) -> str:
     return f"cuda:{index or 0}" if kind == "cuda" else kind
 
 
+def size_of_team() -> int:
+    """Processes that `accelerate launch` or torchrun started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(requested: str, device: str) -> str:
+    """The device of this process, where the recipe `requested` no particular one and `device` is the first of its kind."""
+    if size_of_team() > 1 and requested in {"auto", "cuda"} and device.startswith("cuda"):
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device
+
+
 def resolve_dtype(requested: Dtype | Literal["auto"], device: str, machine: Machine) -> Dtype:
     """`auto`: bf16 where it is native, fp16 on older GPUs, else fp32; raises ModelError for fp16 on a CPU."""
     if requested == "fp16" and device == "cpu":
@@ -120,6 +134,35 @@ def device_free_memory(device: str, machine: Machine) -> int:
     import torch
 
     return torch.cuda.mem_get_info(device)[0]
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an error of any device says that memory ran out."""
+    words = str(exc).lower()
+    return isinstance(exc, MemoryError) or any(
+        phrase in words for phrase in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def in_parts(work: Callable[[int, int], T], count: int, size: int, free_memory: Callable[[], None]) -> list[T]:
+    """What `work(first, last)` gives over `count` images, `size` at a time, in halves from where memory ran out on.
+
+    Raises what `work` raises for a single image.
+    """
+    found: list[T] = []
+    start = 0
+    while start < count:
+        try:
+            found.append(work(start, min(start + size, count)))
+        except (MemoryError, RuntimeError) as exc:
+            if not is_out_of_memory(exc) or size == 1:
+                raise
+        else:
+            start += size
+            continue
+        free_memory()  # outside the handler, whose traceback holds on to what filled the memory
+        size = (min(size, count - start) + 1) // 2
+    return found
 
 
 def image_bytes(*, latent_px: int, width: int, dtype: str, ways: int) -> int:

@@ -346,6 +346,10 @@ def _check_shape(folder: Path, index: dict[str, Any]) -> list[Problem]:
     if index.get("is_cosxl_edit"):
         text = "is CosXL's editing model, whose noise levels (EDM) no scheduler here knows"
         problems.append(Problem(str(folder), text, "use an editing model of InstructPix2Pix's own kind"))
+    scheduler = _load(folder / "scheduler/scheduler_config.json").get("_class_name", "")
+    if scheduler.startswith("EDM"):
+        text = f"was trained with EDM's noise levels ({scheduler}), which no scheduler here knows"
+        problems.append(Problem(str(folder), text, "use a model trained with DDPM's noise levels, such as SDXL's base"))
     return problems
 
 

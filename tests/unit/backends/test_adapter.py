@@ -368,6 +368,17 @@ def test_a_folder_with_facts_is_complete(tmp_path: Path, monkeypatch: pytest.Mon
     assert written == [TOKENS[0]] and "has no adapter.json" in problems(tmp_path)
 
 
+def test_what_another_adapter_left_in_the_folder_goes(tmp_path: Path) -> None:
+    lora = {"unet.x.lora_A.weight": torch.ones(1, 1)}
+    (tmp_path / TOKENS[1]).write_bytes(b"somebody else's")
+    write_adapter(
+        tmp_path, AdapterFacts("tokens+lora", ("a",), ("<class_0>",)), [{"<class_0>": torch.ones(1, 4)}], lora
+    )
+    assert (tmp_path / TOKENS[1]).is_file(), "there were no facts beside it"
+    write_adapter(tmp_path, AdapterFacts("tokens", ("a",), ("<class_0>",)), [{"<class_0>": torch.ones(1, 4)}])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([TOKENS[0], "adapter.json"])
+
+
 def test_reading_facts_needs_no_torch(made: dict[str, Path]) -> None:
     import subprocess
     import sys

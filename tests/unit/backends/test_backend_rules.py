@@ -20,7 +20,7 @@ from variegate.backends.base import (
     resolve_backend,
     strength_problems,
 )
-from variegate.backends.devices import Machine, chunk_size, resolve_device, resolve_dtype
+from variegate.backends.devices import Machine, chunk_size, in_parts, own_device, resolve_device, resolve_dtype
 from variegate.errors import ModelError
 from variegate.recipe import BackendSection, GenerateSection, Recipe
 
@@ -74,6 +74,48 @@ def test_every_auto_is_settled_and_crosses_processes(tiny_sd: Path) -> None:
     fixed = BackendSection(model=str(tiny_sd), batch=3, threads=1, dtype="fp32", size_px=64)
     spec = resolve_backend(fixed, MACHINE)
     assert (spec.batch, spec.threads, spec.dtype, spec.size_px) == (3, 1, "fp32", 64)
+
+
+def test_a_scheduler_that_evaluates_twice_a_step_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_sd, tmp_path / "model")
+    config = model / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "HeunDiscreteScheduler"}))
+    section = BackendSection(model=str(model), device="cpu")
+    assert resolve_backend(section).scheduler == "dpm-solver++"
+    with pytest.raises(ModelError, match="evaluates the U-Net twice a step.*use dpm-solver"):
+        resolve_backend(section.model_copy(update={"scheduler": "model"}))
+    config.write_text(json.dumps({"_class_name": "EDMDPMSolverMultistepScheduler"}))
+    with pytest.raises(ModelError, match="EDM's noise levels"):
+        resolve_backend(section)
+
+
+def test_each_process_of_a_team_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("auto", "cuda:0") == "cuda:0", "alone"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [own_device(asked, "cuda:0") for asked in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
+    assert own_device("auto", "cpu") == "cpu"
+
+
+def test_work_that_does_not_fit_into_memory_is_done_in_parts() -> None:
+    tried, freed = [], []
+
+    def work(first: int, last: int) -> list[int]:
+        tried.append(last - first)
+        if last - first > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return list(range(first, last))
+
+    found = in_parts(work, 10, 8, lambda: freed.append(1))
+    assert sum(found, []) == list(range(10)) and tried == [8, 4, 2, 2, 2, 2, 2] and len(freed) == 2
+
+    def never(first: int, last: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        in_parts(never, 4, 4, lambda: None)
+    with pytest.raises(RuntimeError, match="other"):
+        in_parts(lambda first, last: (_ for _ in ()).throw(RuntimeError("other")), 4, 4, lambda: None)
 
 
 def test_evaluations_count_guidance(tiny_sd: Path) -> None:

@@ -81,6 +81,17 @@ def test_the_unet_is_part_of_what_the_model_is(tiny_sd: Path, other: Path, tmp_p
     assert model_fingerprint(tiny_sd, moved) != model_fingerprint(tiny_sd, other / "unet")
 
 
+def test_stages_notice_another_unet_under_the_same_name(tiny_sd: Path, other: Path, tmp_path: Path) -> None:
+    from variegate.recipe import Recipe
+    from variegate.stages.prompts.stage import inputs
+
+    unet = shutil.copytree(tiny_sd / "unet", tmp_path / "unet")
+    recipe = Recipe.model_validate({"backend": {"model": str(tiny_sd), "unet": str(unet)}})
+    before = inputs(recipe)
+    shutil.copytree(other / "unet", unet, dirs_exist_ok=True)
+    assert inputs(recipe) != before
+
+
 def test_a_unet_brings_its_own_kind(tiny_sd: Path, tmp_path: Path) -> None:
     edits = build_edit(tmp_path / "edits", seed=3)
     assert spec_of(tiny_sd, edits / "unet").kind == "edit"

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 
 from variegate.backends.base import executed_steps, one_step_timestep, spec_id
+from variegate.backends.devices import in_parts
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.files import write_atomic
 from variegate.recipe import Recipe
@@ -104,7 +105,14 @@ def _draw(
     spec, noise = parent.spec, parent.noise(seeds)
     given = None if level == 1.0 else sources.float()
     steps = executed_steps(spec.steps, level)
-    ends = parent.draw_latents(captions, given, strengths=[level] * len(captions), steps=steps, seeds=seeds)
+
+    def work(first: int, last: int) -> torch.Tensor:
+        part, strengths = None if given is None else given[first:last], [level] * (last - first)
+        return parent.draw_latents(
+            captions[first:last], part, strengths=strengths, steps=steps, seeds=seeds[first:last]
+        )
+
+    ends = torch.cat(in_parts(work, len(captions), len(captions), parent.free_memory))
     start = noise
     if given is not None:
         kept = parent.signal(one_step_timestep(level, parent.num_train_timesteps))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from variegate.backends.devices import is_out_of_memory
 from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
@@ -230,9 +231,7 @@ class Fit:
         return loss
 
     def _shrink(self, exc: BaseException, size: int, step: int) -> None:
-        text = str(exc).lower()
-        known = ("out of memory", "not enough memory", "can't allocate memory")
-        if not (isinstance(exc, MemoryError) or any(phrase in text for phrase in known)):
+        if not is_out_of_memory(exc):
             raise exc
         if size == 1:
             reason = f"memory does not suffice for one image at step {step}: {exc}"
@@ -325,10 +324,15 @@ class Fit:
                 seeds = np.array([seed_from(HELD_OUT_SEED, level, int(i)) for i in picked]) % 2**62
                 zeros = np.zeros(count, np.int64)
                 batch = Batch(picked, zeros, zeros, np.full(count, time), seeds)
-                for start in range(0, count, self.progress.micro_batch):
-                    losses.append(
-                        self._losses(views, batch.part(start, start + self.progress.micro_batch)).float().cpu()
-                    )
+                start = 0
+                while start < count:
+                    part = batch.part(start, min(start + self.progress.micro_batch, count))
+                    try:
+                        losses.append(self._losses(views, part).float().cpu())
+                    except (MemoryError, RuntimeError) as exc:
+                        self._shrink(exc, len(part), self.progress.step)
+                        continue
+                    start += len(part)
         return float(torch.cat(losses).mean())
 
     # ---------------------------------------------------------------- state

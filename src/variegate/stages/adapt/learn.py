@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from variegate.stages.adapt.fit import Fit, Views, distilling, milestones, settl
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
 from variegate.stages.adapt.preview import draw_preview, plan_preview, preview_warnings, sheet
 from variegate.stages.adapt.sampling import image_weights
-from variegate.stages.adapt.team import Lesson, join
+from variegate.stages.adapt.team import Lesson, join, together
 from variegate.stages.adapt.trainee import Trainee
 from variegate.stages.adapt.views import encode_views, mask_views
 
@@ -52,7 +52,7 @@ class Course:
         courses = 1 if self.recipe.adapt.joint else len(material.classes)
         self.section = settled(self.recipe.adapt, backend.facts.width, math.ceil(len(material.train) / courses))
         self.seed = seed_from(self.recipe.seed, "adapt")
-        self.team = join()
+        self.team = join(backend.spec.device)
         self.prior = None
         if taught is None:
             # latents first: the autoencoder and the base model are as they came
@@ -66,7 +66,7 @@ class Course:
         self.trainee = Trainee(backend, self.section, material.placeholders, material.words, self.seed)
         self.plan = plan_preview(material.captions, labels_of(material.train), seed_from(self.recipe.seed, "preview"))
         self.log: list[dict[str, Any]] = []
-        self.previewed = self.folder.path(PREVIEW).is_file()
+        self.previewed = False
         self.seen: dict[str, Any] = {}  # what the latest preview showed
         self.steps_done, self.rate = 0, 0.0
         self.num_parameters = sum(p.numel() for p in self.trainee.named_parameters().values())
@@ -111,15 +111,12 @@ class Course:
         name = content_id("prior", spec.fingerprint, spec.to_json() | {"path": ""}, prior.images, prior.text, self.seed)
         path = self.folder.root / CACHE / f"{name}.safetensors"
         if not path.is_file():
-            pixels = []
+            seeds = [seed_from(self.seed, "prior", k) for k in range(prior.images)]
             with self.context.reporter.bar("drawing prior images", prior.images) as bar:
-                for start in range(0, prior.images, spec.batch):
-                    count = min(spec.batch, prior.images - start)
-                    seeds = [seed_from(self.seed, "prior", start + k) for k in range(count)]
-                    pixels.append(self.backend.draw([prior.text] * count, None, strengths=[1.0] * count,
-                                                    steps=spec.steps, seeds=seeds))  # fmt: skip
-                    bar.advance(count)
-            latents = self.backend.encode_sources(np.concatenate(pixels)).half().contiguous()
+                pixels = self.backend.draw_from_text(
+                    [prior.text] * prior.images, seeds, batch=spec.batch, advance=bar.advance
+                )
+            latents = self.backend.encode_sources(pixels).half().contiguous()
             write_atomic(path, save({"latents": latents}))
         latents = load_file(path)["latents"][:, None]
         return Views(latents, [[prior.text]] * len(latents), np.full(len(latents), 1 / len(latents)))
@@ -152,6 +149,9 @@ class Course:
         self.steps_done = first * section.steps
         if state:
             self.log, self.seen = list(state.facts["course_log"]), dict(state.facts["seen"])
+            self.previewed = bool(self.seen)
+        else:
+            self._forget_previews()
         doing = "adapting" if self.taught is None else "distilling"
         with self.context.reporter.bar(doing, section.steps * len(groups), unit="steps", done=done) as bar:
             start, resumed = time.monotonic(), done
@@ -164,7 +164,8 @@ class Course:
                     fit.restore(State(0, values), fresh=True)
                 self._call_team(fit, number, fresh=state is None)
                 state = None
-                self._train(fit, number, bar)
+                with together("adapt"):
+                    self._train(fit, number, bar)
                 self.log += (
                     [{"class": number, **line} for line in fit.progress.log] if len(groups) > 1 else fit.progress.log
                 )
@@ -180,7 +181,9 @@ class Course:
             return
         material = self.material
         names = (material.placeholders, material.words, self.seed, number)
-        self.team.tell(Lesson(self.section, *names, fit.views, self.prior, fit.state(), fresh, self.taught is not None))
+        state = fit.state()
+        state = replace(state, tensors={name: value.cpu() for name, value in state.tensors.items()})
+        self.team.tell(Lesson(self.section, *names, fit.views, self.prior, state, fresh, self.taught is not None))
 
     def _fit(self, groups: Sequence[np.ndarray], number: int) -> Fit:
         views = self.views
@@ -244,6 +247,11 @@ class Course:
                 "judge_accuracy": round(self.judge.held_out_accuracy, 4),
             }
         self.context.reporter.event("preview", step=step, **self.seen)
+
+    def _forget_previews(self) -> None:
+        """Those of another course in the same folder."""
+        for path in self.folder.path(ADAPTER).glob("preview*.png"):
+            path.unlink()
 
     def _copies(self, drawn: np.ndarray) -> int:
         train = self.material.train

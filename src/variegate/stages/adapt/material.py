@@ -12,7 +12,8 @@ import numpy as np
 
 from variegate.backends.adapter import placeholder
 from variegate.backends.base import BackendSpec, final_section, locate, resolve_backend, training_section
-from variegate.backends.folder import model_fingerprint
+from variegate.backends.devices import own_device
+from variegate.backends.folder import model_fingerprint, read_model
 from variegate.errors import DataError, Problem
 from variegate.images import load_squares
 from variegate.recipe import BackendSection, Recipe
@@ -84,10 +85,14 @@ def lesson_fingerprints(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(model_fingerprint(*locate(section)) for section in sections))
 
 
+def final_size_px(recipe: Recipe) -> int:
+    return recipe.backend.size_px or read_model(*locate(recipe.backend)).size_px
+
+
 def lesson_drawing(recipe: Recipe) -> dict[str, Any]:
     """What else of the recipe than adapt, data and texts changes what is learned: sizes, and how what is learned from is drawn."""
     backend, generate = training_section(recipe), recipe.generate
-    found: dict[str, Any] = {"size_px": backend.size_px, "dtype": backend.dtype}
+    found: dict[str, Any] = {"size_px": final_size_px(recipe), "dtype": backend.dtype}
     if recipe.adapt.prior.images or recipe.adapt.distill.pairs:
         found |= {"drawn": (backend.scheduler, backend.steps, backend.guidance_scale)}
     if recipe.adapt.distill.pairs:
@@ -97,8 +102,12 @@ def lesson_drawing(recipe: Recipe) -> dict[str, Any]:
 
 
 def training_spec(recipe: Recipe) -> BackendSpec:
-    """The backend that is trained and previews, in a dtype whose gradients do not vanish."""
-    return _spec(recipe, training_section(recipe))
+    """The backend that is trained and previews, in a dtype whose gradients do not vanish.
+
+    A parent learns at the size of the model that draws: SDXL's own is 1024 px, that of its turbo model 512.
+    """
+    spec = _spec(recipe, training_section(recipe))
+    return replace(spec, size_px=final_size_px(recipe)) if recipe.adapt.model else spec
 
 
 def final_spec(recipe: Recipe) -> BackendSpec:
@@ -113,4 +122,5 @@ def _spec(recipe: Recipe, section: BackendSection) -> BackendSpec:
         dtype = "fp32" if spec.dtype == "fp16" else spec.dtype
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a team on this machine share its cores
     threads = max(spec.threads // together, 1)
-    return replace(spec, dtype=dtype, compile=False, threads=threads)
+    device = own_device(section.device, spec.device)
+    return replace(spec, device=device, dtype=dtype, compile=False, threads=threads)

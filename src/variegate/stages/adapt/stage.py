@@ -19,6 +19,7 @@ from variegate.backends.adapter import (
     Method,
     adapter_hash,
     check_fit,
+    forget_adapter,
     read_adapter,
     write_adapter,
 )
@@ -194,8 +195,11 @@ def _take(context: Context) -> dict[str, Any]:
     facts = read_adapter(source)
     with explained(folder.root):
         folder.path(ADAPTER).mkdir(exist_ok=True)
+        is_own = source.resolve() == folder.path(ADAPTER).resolve()
+        if not is_own:
+            forget_adapter(folder.path(ADAPTER))
         for name in (*TOKENS, LORA, FACTS):  # the facts last: a folder that has them is whole
-            if (source / name).is_file() and source.resolve() != folder.path(ADAPTER):
+            if (source / name).is_file() and not is_own:
                 shutil.copyfile(source / name, folder.path(ADAPTER) / f".{name}.tmp")
                 (folder.path(ADAPTER) / f".{name}.tmp").replace(folder.path(ADAPTER) / name)
     _register(folder)
@@ -274,7 +278,8 @@ def _second_lesson(context: Context, method: Method, material: Material, parent:
             pairs, looked_at = draw_pairs(backend, sources, captions, levels, folder.root, flip=section.flip, seed=seed,
                                           advance=bar.advance)  # fmt: skip
     spec = final_spec(recipe)
-    key = _key(recipe, material, section.distill.model_dump(), spec.fingerprint, spec_id(parent_spec), levels)
+    key = _key(recipe, material, section.distill.model_dump(), spec.fingerprint, spec_id(parent_spec), levels,
+               recipe.generate.keeps_class)  # fmt: skip
     with explained(folder.root), DiffusionBackend.open(spec) as backend:
         values = learned_values(folder.path(PARENT), section.alpha, section.rank)
         course = Course(context, backend, material, key, Taught(pairs, looked_at if len(looked_at) else None, values))

@@ -8,12 +8,16 @@ only, so the loss curve is that of one process with the same global batch.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from variegate.backends.devices import size_of_team
+from variegate.errors import TaskFailed
 from variegate.stages.adapt.checkpoints import State
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from variegate.stages.adapt.fit import Settled, Views
 
 PATIENCE = timedelta(hours=12)  # the others wait while the first one reads data, previews and draws
+_is_broken = False  # whether a process left the others in the middle of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,45 +69,53 @@ class Lesson:
     distilling: bool = False  # into the backend that draws
 
 
-def size_of_team() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def join() -> Team:
-    """Meet the other processes; alone where there are none."""
+def join(device: str) -> Team:
+    """Meet the other processes, each with its own `device` of one kind; alone where there are none."""
     size = size_of_team()
     if size == 1:
         return Team()
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        on_gpu = device.startswith("cuda")
+        if on_gpu:
+            torch.cuda.set_device(device)  # messages go through the current one
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     return Team(int(os.environ["RANK"]), size)
 
 
-def own_device(device: str) -> str:
-    """`cuda` means this process's own one."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and size_of_team() > 1 else device
+@contextmanager
+def together(task: str) -> Iterator[None]:
+    """Around steps that all processes take, and wait for each other in: an error ends the team, with no message to it.
+
+    Raises TaskFailed where it was another process that ended.
+    """
+    global _is_broken
+    try:
+        yield
+    except BaseException as exc:
+        _is_broken = size_of_team() > 1
+        if _is_broken and isinstance(exc, RuntimeError) and "onnection" in str(exc):
+            raise TaskFailed(task, f"another process of the team has ended ({str(exc).splitlines()[0]})") from exc
+        raise
 
 
-def dismiss() -> None:
-    """Send the others home."""
-    if size_of_team() > 1:
-        join().tell(None)
+def dismiss(device: str) -> None:
+    """Send the others home; from a broken team they have gone, or go as this process ends."""
+    if size_of_team() > 1 and not _is_broken:
+        join(device).tell(None)
         torch.distributed.destroy_process_group()
 
 
 def help_out(recipe: Recipe) -> int:
     """What every process but the first does: follow lessons until sent home; returns how many there were."""
-    from dataclasses import replace
-
     from variegate.backends.diffusion import DiffusionBackend
     from variegate.stages.adapt.fit import Fit
     from variegate.stages.adapt.material import final_spec, training_spec
     from variegate.stages.adapt.trainee import Trainee
 
-    team, count = join(), 0
+    team, count = join(training_spec(recipe).device), 0
     while (lesson := team.tell(None)) is not None:
         spec = final_spec(recipe) if lesson.distilling else training_spec(recipe)
-        with DiffusionBackend.open(replace(spec, device=own_device(spec.device))) as backend:
+        with together("adapt"), DiffusionBackend.open(spec) as backend:
             trainee = Trainee(backend, lesson.section, lesson.placeholders, lesson.words, lesson.seed)
             fit = Fit(
                 trainee,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from variegate.backends.adapter import LORA, TOKENS, expand, read_adapter, text_encoders
+from variegate.backends.adapter import LORA, TOKENS, expand, pool_at_the_end, read_adapter, text_encoders
 from variegate.backends.denoise import Text, stack_texts
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import ModelError, Problem
@@ -96,6 +96,7 @@ class Trainee:
             encoder.rows = TokenEmbedding(matrix, rows).to(self.device)
             encoder.rows.rows.data = encoder.rows.rows.data.float()
             encoder.model.set_input_embeddings(encoder.rows)
+            pool_at_the_end(encoder.tokenizer, encoder.model)
 
     def _add_lora(self) -> None:
         from peft import LoraConfig
@@ -240,13 +241,7 @@ class Trainee:
         """Images from text with the present weights; uint8 [N, S, S, 3]."""
         self.backend.forget_texts()
         with self.computing(training=False):
-            return self.backend.draw(
-                list(prompts),  # diffusers expands placeholders itself; doing it twice would garble them
-                None,
-                strengths=[1.0] * len(prompts),
-                steps=self.backend.spec.steps,
-                seeds=seeds,
-            )
+            return self.backend.draw_from_text(prompts, seeds, batch=len(prompts))
 
 
 def learned_values(folder: Path, alpha: float | None, rank: int) -> dict[str, torch.Tensor]:

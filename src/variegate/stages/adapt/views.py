@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.files import write_atomic
-from variegate.images import load_squares
+from variegate.images import load_mask, load_squares
 from variegate.recipe import AdaptSection, DatasetSection
 from variegate.records import RealImage, content_id, seed_from
 
@@ -97,7 +97,9 @@ def mask_views(
     rows = []
     for image in images:
         if image.mask:
-            square = load_squares([Path(image.mask)], large, dataset.fit, dataset.max_megapixels)[0]
+            shape = (image.width, image.height) if image.width else None
+            mask = load_mask(Path(image.mask), large, dataset.fit, dataset.max_megapixels, shape=shape)
+            square = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255
         else:
             square = np.full((large, large, 3), 255, np.uint8)
         views = []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from variegate.backends.base import BackendSpec
+from variegate.backends.devices import in_parts, is_out_of_memory
 from variegate.errors import TaskFailed
 from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import Fit, encode_image, load_square, paste_kept
@@ -100,19 +101,16 @@ class DrawWorker:
         return Drawn(task.chunk, len(task.rows), time.monotonic() - start, parts)
 
     def _draw(self, task: DrawTask, rows: Sequence[PlanRow]) -> tuple[np.ndarray, int]:
-        """(pixels, number of parts they were drawn in); halves the rows whenever memory runs out."""
+        """(pixels, number of parts they were drawn in): fewer rows at a time whenever memory runs out."""
+        work = lambda first, last: self._draw_batch(rows[first:last])  # noqa: E731
         try:
-            return self._draw_batch(rows), 1
+            found = in_parts(work, len(rows), len(rows), self.backend.free_memory)
         except (MemoryError, RuntimeError) as exc:
             if not is_out_of_memory(exc):
                 raise
-            if len(rows) == 1:
-                reason = f"memory does not suffice for one image: {exc}"
-                raise TaskFailed(task.name, f"{reason}; draw smaller (backend.size_px) or on another device") from exc
-        self.backend.free_memory()
-        middle = len(rows) // 2
-        (first, count), (second, more) = self._draw(task, rows[:middle]), self._draw(task, rows[middle:])
-        return np.concatenate([first, second]), count + more
+            reason = f"memory does not suffice for one image: {exc}"
+            raise TaskFailed(task.name, f"{reason}; draw smaller (backend.size_px) or on another device") from exc
+        return np.concatenate(found), len(found)
 
     def _draw_batch(self, rows: Sequence[PlanRow]) -> np.ndarray:
         from variegate.backends.diffusion import TokenNoise
@@ -202,10 +200,3 @@ class SourceLatents:
             squares = np.stack([self.setup.square(image) for image in images])
             write_atomic(path, save({"latents": self.encode(images, squares).contiguous()}))
         return load_file(path)["latents"]
-
-
-def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out, on a GPU or in main memory."""
-    text = str(exc).lower()
-    known = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(exc, MemoryError) or any(phrase in text for phrase in known)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from variegate.backends.adapter import ADAPTER, expand, parts_used, read_adapter, token_vectors
+from variegate.backends.base import locate
 from variegate.backends.folder import find_model, model_fingerprint
 from variegate.backends.tokenizers import load_tokenizers
 from variegate.errors import Problem, RecipeError, UserError
@@ -52,7 +53,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     if not _drawn(recipe):
         return keys
     return keys | {
-        "model": model_fingerprint(find_model(recipe.backend.model, recipe.backend.revision)),
+        "model": model_fingerprint(*locate(recipe.backend)),
         "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
         "files": [
             file_sha256(Path(path).expanduser()) if path else ""

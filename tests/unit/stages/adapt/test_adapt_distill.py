@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tiny_models import build_sd, build_sdxl
 
 from variegate.backends.adapter import read_adapter
+from variegate.backends.base import resolve_backend
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.backends.folder import model_fingerprint
 from variegate.comparison.shelf import Shelf
@@ -23,7 +24,7 @@ from variegate.recipe import Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.adapt import distill, stage
 from variegate.stages.adapt.learn import Course
-from variegate.stages.adapt.material import training_fingerprint
+from variegate.stages.adapt.material import training_fingerprint, training_spec
 from variegate.stages.adapt.objective import clean_of, noised, target
 from variegate.store import RunFolder
 
@@ -86,6 +87,26 @@ def test_variants_towards_other_classes_begin_at_any_class(tiny_sd: Path, studen
     with make_run(tmp_path / "run") as folder:
         summary = learn(folder, distilled(student, tiny_sd, generate=generate, previews=0))
     assert summary["distilled"]["held_out_last"] < summary["distilled"]["held_out_first"]
+
+
+def test_the_parent_learns_and_draws_at_the_size_of_the_model_that_will_draw(
+    student: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    """SD-Turbo draws 512 px and the model it was made from 768."""
+    parent = shutil.copytree(tiny_sd, tmp_path / "parent")
+    config = json.loads((parent / "unet/config.json").read_text())
+    (parent / "unet/config.json").write_text(json.dumps(config | {"sample_size": 2 * config["sample_size"]}))
+    recipe = distilled(student, parent)
+    assert training_spec(recipe).size_px == resolve_backend(recipe.backend).size_px == 32
+
+
+def test_pairs_begun_elsewhere_are_another_lesson(student: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    with make_run(tmp_path / "run") as folder:
+        own = {"method": "diff-aug", "strength": [0.5]}
+        learn(folder, distilled(student, tiny_sd, generate=own, previews=0))
+        before = file_bytes(tmp_path / "run")
+        learn(folder, distilled(student, tiny_sd, generate={**own, "method": "diff-mix"}, previews=0))
+    assert file_bytes(tmp_path / "run") != before
 
 
 def test_it_draws_in_one_step_with_the_finished_adapter(undisturbed: tuple[Path, dict], student: Path) -> None:

@@ -80,6 +80,26 @@ def test_previews_say_every_vector_once(model: Path) -> None:
         assert max(sum(token >= first for token in ids) for ids in said) == 2
 
 
+def test_words_behind_a_learned_token_are_summed_up_too(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """Published SDXL folders name eos_token_id 2, with which transformers sums a text up at its highest id."""
+    import json
+    import shutil
+
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model")
+    for name in ("text_encoder", "text_encoder_2"):
+        config = json.loads((model / name / "config.json").read_text())
+        (model / name / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
+    short, long = CAPTION, f"{CAPTION} in the snow"
+    with trainee_of(model, method="tokens") as trainee:
+        text = trainee.encode([short, long])
+        assert text.pooled is not None and not torch.allclose(text.pooled[0], text.pooled[1])
+    with make_run(tmp_path / "run") as folder:
+        learn(folder, recipe_of(model, method="tokens"))
+    with DiffusionBackend.open(spec_of(model, tmp_path / "run/adapt")) as backend:
+        first, second = (backend.encode_prompt(caption).pooled for caption in (short, long))
+        assert first is not None and second is not None and not torch.allclose(first, second)
+
+
 def test_text_encoder_lora_does_not_freeze_the_tokens(model: Path) -> None:
     with trainee_of(model, vectors=2, text_encoder_lora=True) as trainee:
         before = values_of(trainee)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from adapting import learn, make_run, recipe_of, spec_of
+from PIL import Image
 
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.images import load_squares
@@ -85,6 +86,21 @@ def test_masks_are_cut_as_the_views_are(folder: RunFolder) -> None:
     more = mask_views(images, AdaptSection(crops=3), DATA, edge=32, latent_px=8, seed=0)
     assert more.shape == (9, 6, 1, 8, 8) and more.min() >= 0 and more.max() <= 1
     assert not torch.equal(more[:, 2], more[:, 4]), "random crops differ"
+
+
+def test_a_mask_of_another_shape_lies_over_its_picture(folder: RunFolder, tmp_path: Path) -> None:
+    """Pictures are 36 by 40 pixels; a square mask of the left half is of the left half of the picture, however it is cut."""
+    from dataclasses import replace
+
+    square = np.zeros((64, 64), np.uint8)
+    square[:, :32] = 255
+    Image.fromarray(square).save(tmp_path / "square.png")
+    image = replace(folder.real_images("train")[0], mask=str(tmp_path / "square.png"), width=80, height=20)
+    (mask,) = mask_views([image], AdaptSection(flip=False), DATA, edge=32, latent_px=8, seed=0)[0]
+    assert torch.equal(mask[0], torch.tensor([1.0] * 4 + [0.0] * 4).expand(8, 8))
+    padded = DatasetSection(fit="pad")
+    (mask,) = mask_views([image], AdaptSection(flip=False), padded, edge=32, latent_px=8, seed=0)[0]
+    assert mask[0, 4, :4].min() == 1 and mask[0, :, 4:].max() == 0 and mask[0, 0].max() == 0, "padding is no object"
 
 
 def test_images_without_a_mask_count_whole(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from variegate.backends.devices import is_out_of_memory
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
@@ -30,7 +31,6 @@ from variegate.recipe import (
 )
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
-from variegate.stages.generate.draw import is_out_of_memory
 from variegate.stages.generate.masks import Masking
 from variegate.store import RunFolder
 
