@@ -85,6 +85,10 @@ def _sources(folder: RunFolder, recipe: Recipe) -> str:
         f"- Drawing model: `{model}`. Licence: {_said(model_licence(folder))}.",
         "- The generator has seen training images only; validation and test images took no part.",
     ]
+    if recipe.adapt.early_stop:
+        rows[-1] = (
+            "- The generator has learned from training images; validation images said when to stop; test images took no part."
+        )
     if recipe.adapt.method == "file":
         rows[-1] = (
             "- The adapter was made elsewhere; what it has seen is said in the run's adapt/adapter.json, if at all."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,16 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from variegate.cli import app
-from variegate.recipe import Recipe, Section
+from variegate.recipe import (
+    ArmSection,
+    ConcatStep,
+    CurateStep,
+    FractalStep,
+    HybridBlendStep,
+    PatchesStep,
+    Recipe,
+    Section,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "variegate"
@@ -105,3 +115,27 @@ def test_the_tables_are_of_all_systems() -> None:
     part = PAGE.split(f"\n## {FAULTS}\n", 1)[1]
     assert set(re.findall(r"^\| \*\*([\w-]+)\*\* \|", part, re.M)) == SYSTEMS
     assert len(list(rows(FEATURES))) >= 86
+
+
+def keys_of(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, default or "required") of a section and those inside it."""
+    for name, field in section.model_fields.items():
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, Section):
+            yield from keys_of(type(default), f"{prefix}{name}.")
+        elif name != "op":
+            yield prefix + name, default
+
+
+def test_the_page_of_keys_has_every_key_with_its_default() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    cells = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \|", page, re.MULTILINE)
+    told = [(key, json.dumps(yaml.safe_load(default.strip("`")))) for key, default in cells]
+    tops = {name: type(field.default) for name, field in Recipe.model_fields.items()}
+    found = [
+        ("seed", 0),
+        *(key for name, top in tops.items() if issubclass(top, Section) for key in keys_of(top, f"{name}.")),
+    ]
+    for section in (ConcatStep, FractalStep, PatchesStep, HybridBlendStep, CurateStep, ArmSection):
+        found += keys_of(section)
+    assert sorted(told) == sorted((key, json.dumps(default)) for key, default in found)

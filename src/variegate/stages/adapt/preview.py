@@ -64,7 +64,7 @@ def preview_warnings(scores: Mapping[str, Any], num_classes: int) -> list[str]:
         found.append(f"{copies} of {count} previews are nearly copies of training images: fewer adapt.steps may do")
     if sure is not None and right is not None and sure - chance < TELLING * (right - chance):
         numbers = f"{100 * sure:.0f} % sure, chance {100 * chance:.0f} %, real images {100 * right:.0f} %"
-        text = "images drawn with this adapter hardly show their label, and mixing such in gained nothing wherever it was measured"
+        text = "images drawn with this adapter hardly show their label, and mixing such in has seldom gained anything"
         remedy = "use a model that knows such images, or more adapt.steps"
         found.append(f"previews show their class hardly better than chance ({numbers}): {text}; {remedy}")
     return found
