@@ -37,6 +37,7 @@ SCHEDULERS = {
 }
 DECODED_PIXELS = 2**21  # pixels a decoder batch: 512 pictures of 64 px, 8 of 512 px, 2 of 1024 px
 PASS_PURPOSES = 16
+KEPT_TEXTS = 1024  # embeddings on the device; SDXL's take 0.3 MB each
 FEATURE_TIMESTEP = 20  # of 1000: low noise
 FEATURE_SEED = 20230603
 
@@ -132,6 +133,8 @@ class DiffusionBackend:
         `negative`: as the text to move away from; SDXL replaces an empty one by zeros.
         """
         if (text, negative) not in self._texts:
+            if len(self._texts) >= KEPT_TEXTS:
+                del self._texts[next(iter(self._texts))]
             with _quiet():
                 self._texts[text, negative] = self._encode_text(text, negative)
         return self._texts[text, negative]

@@ -152,7 +152,7 @@ def lowest(energy: Energy) -> torch.Tensor:
     weight, w (z_i - z_j)^2 = w / 4 (sum_ab |x_a - y_b| - [z_i = 1/2] - [z_j = 1/2]) over the nodes x of i and y of j.
     """
     quarters = [(energy.down / 4).cpu().numpy(), (energy.right / 4).cpu().numpy()]
-    costs = energy.unary.double().cpu().numpy().copy()
+    costs = energy.unary.cpu().double().numpy().copy()
     for axis, quarter in zip((1, 2), quarters, strict=True):
         before, after = [(0, 0)] * 3, [(0, 0)] * 3
         before[axis], after[axis] = (1, 0), (0, 1)

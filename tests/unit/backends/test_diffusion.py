@@ -156,6 +156,19 @@ def test_a_prompt_is_encoded_once_and_alone(model: Path, opened) -> None:
     assert sizes == [1] * texts
 
 
+def test_no_more_embeddings_are_kept_than_a_device_can_hold(
+    tiny_sd: Path, opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from variegate.backends import diffusion
+
+    options = {"strengths": [1.0] * 3, "steps": 6, "seeds": SEEDS}
+    whole = opened(spec_of(tiny_sd)).draw(PROMPTS, None, **options)
+    monkeypatch.setattr(diffusion, "KEPT_TEXTS", 1)
+    backend = opened(spec_of(tiny_sd))
+    assert np.array_equal(backend.draw(PROMPTS, None, **options), whole)
+    assert len(backend._texts) == 1
+
+
 def test_half_precision_draws_nearly_the_same(tiny_sd: Path, opened) -> None:
     full, half = (opened(spec_of(tiny_sd, dtype=dtype)) for dtype in ("fp32", "bf16"))
     images = [
