@@ -147,10 +147,9 @@ def _learns(recipe: Recipe) -> bool:
 
 def _dismiss_helpers(recipe: Recipe) -> None:
     if size_of_team() > 1 and _learns(recipe):
-        from variegate.stages.adapt.material import training_spec
         from variegate.stages.adapt.team import dismiss
 
-        dismiss(training_spec(recipe).device)
+        dismiss(recipe)
 
 
 def settle(
@@ -159,7 +158,7 @@ def settle(
     """The recipe with DATA and overrides put in; raises RecipeError with every problem."""
     path = None if data is None else os.fspath(data)
     if isinstance(recipe, Recipe):
-        return build_recipe(recipe.model_dump(), overrides, path)
+        return build_recipe(recipe.model_dump(exclude_unset=True), overrides, path)
     return load_recipe(os.fspath(recipe), overrides, path)
 
 

@@ -69,7 +69,9 @@ def card(folder: RunFolder, recipe: Recipe) -> str:
 def shown_data(recipe: Recipe) -> str:
     """DATA by the last part of its name: a card is passed on, and folders are nobody else's business."""
     data = recipe.dataset.path
-    return data if data.startswith(("builtin:", "hf:")) else Path(data).name or UNKNOWN
+    if data.startswith(("builtin:", "hf:")) and not data.startswith(("hf:/", "hf:~", "hf:.")):
+        return data
+    return Path(data.removeprefix("hf:")).name or UNKNOWN
 
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -85,7 +87,7 @@ def _sources(folder: RunFolder, recipe: Recipe) -> str:
         f"- Drawing model: `{model}`. Licence: {_said(model_licence(folder))}.",
         "- The generator has seen training images only; validation and test images took no part.",
     ]
-    if recipe.adapt.early_stop:
+    if recipe.adapt.early_stop and recipe.adapt.method != "none" and counts["val"]:
         rows[-1] = (
             "- The generator has learned from training images; validation images said when to stop; test images took no part."
         )
@@ -226,7 +228,7 @@ def _public(text: str) -> str:
     ('clip:.../vit', 'org/name', 'a photo of a {name}, /')
     """
     kind, colon, rest = text.partition(":")
-    prefix, path = (kind + colon, rest) if colon and kind in {"clip", "timm"} else ("", text)
+    prefix, path = (kind + colon, rest) if colon and kind in {"clip", "timm", "hf"} else ("", text)
     is_place = path.startswith(("/", "~", "../")) or (len(path) > 2 and path[1:3] in {":\\", ":/"})
     return f"{prefix}.../{Path(path).name}" if is_place and "\n" not in path else text
 

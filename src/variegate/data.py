@@ -6,6 +6,7 @@ ones the way train does. Opening a run reads its tables only; nothing is written
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,7 +107,9 @@ class MixedDataset(Dataset):
     replace: with probability `fraction` an image made from the same real one stands in for it; pool: any synthetic
     image; concat: all of both (length len(real) + len(synthetic), or fewer with weights). Weights are respected. `real`
     is any dataset of (image, label or target row); replace needs its `ids` (RealDataset has them; else give
-    `real_ids`). Draws depend on `seed`, the epoch given to `set_epoch`, and nothing else: workers cannot change them.
+    `real_ids`). Labels are matched by name, as a run sorts its classes: `real_classes` names those of `real` in their own
+    order, where it has no `classes` of its own (torchvision's have).
+    Draws depend on `seed`, the epoch given to `set_epoch`, and nothing else: workers cannot change them.
     Raises DataError where the policy has nothing to choose from.
     """
 
@@ -119,12 +122,14 @@ class MixedDataset(Dataset):
         fraction: float = 0.3,
         seed: int = 0,
         real_ids: Sequence[str] | None = None,
+        real_classes: Sequence[str] | None = None,
     ) -> None:
         if policy not in ("replace", "pool", "concat"):
             raise ValueError(f"policy is {policy!r}, should be replace, pool or concat")
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction is {fraction}, should be in [0, 1]")
         self.real, self.synthetic, self.policy, self.fraction, self.seed = real, synthetic, policy, fraction, seed
+        self._labels = _labels(real_classes or getattr(real, "classes", None), synthetic.classes)
         ids = _ids(real, real_ids, policy)
         parents = mixing.parent_indices([record.source for record in synthetic.records], ids)
         targets = np.array([record.target for record in synthetic.records], np.int64)
@@ -155,7 +160,23 @@ class MixedDataset(Dataset):
         image, target = self.real[place]
         if isinstance(target, torch.Tensor) and target.ndim == 1:
             return Sample(image, target.to(torch.float32))
-        return Sample(image, torch.from_numpy(labels.one_hot([int(target)], len(self.synthetic.classes))[0]))
+        if self._labels is None:
+            text = f"label {int(target)} of the real images may be any class: a run sorts its classes by name"
+            raise DataError(Problem("MixedDataset", text, "give real_classes=[...], the names in their order"))
+        return Sample(
+            image, torch.from_numpy(labels.one_hot([self._labels[int(target)]], len(self.synthetic.classes))[0])
+        )
+
+
+def _labels(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
+    """The run's label of each of the real data set's; None where its names are not known."""
+    if names is None:
+        return None
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        text = f"the run has no class {unknown[0]!r}; it has {', '.join(classes[:5])}"
+        raise DataError(Problem("MixedDataset", text, "give the names as the run has them in real_classes"))
+    return [list(classes).index(name) for name in names]
 
 
 def _ids(real: LabelledImages, given: Sequence[str] | None, policy: str) -> Sequence[str]:
@@ -169,7 +190,7 @@ def _ids(real: LabelledImages, given: Sequence[str] | None, policy: str) -> Sequ
 
 
 def _open(path: Path, transform: Transform | None) -> Any:
-    pixels = load_rgb(path)
+    pixels = load_rgb(path, max_megapixels=math.inf)  # the run has accepted it
     return transform(Image.fromarray(pixels)) if transform else torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -71,6 +71,7 @@ class ImageCheck:
     extension: str = ""  # by content, whatever the file is called
     look: bytes = b""  # for near duplicates (near_duplicates.py)
     reason: str = ""
+    mask_sha256: str = ""  # of its mask's bytes, where it has one
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -83,6 +84,13 @@ def load_rgb(path: Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarra
     the header, before anything is decoded).
     """
     return np.array(_decode(_read(path), str(path), max_megapixels))
+
+
+def load_small(path: Path, edge_px: int, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:
+    """The whole picture in a file, no side longer than `edge_px`; raises as load_rgb does."""
+    image = _decode(_read(path), str(path), max_megapixels, edge_px=edge_px)
+    image.thumbnail((edge_px, edge_px))
+    return image
 
 
 def load_square(path: Path, size_px: int, fit: Fit = "crop", max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
@@ -341,7 +349,10 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     if source is None:
         return image.convert("RGB")
-    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    try:
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except ImageCms.PyCMSError:  # it opens and says nothing that could be used
+        return _to_srgb(image, None)
     assert converted is not None, "profileToProfile returns an image unless told to work in place"
     return converted
 

@@ -48,8 +48,8 @@ def different(lines: Iterable[str]) -> Phrases:
     return Phrases(phrases, len(said) - len(phrases))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text that are no comments; raises DataError."""
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 text that are no comments, with their numbers; raises DataError."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(Problem(str(path), f"is a text of more than {MAX_BYTES:,} bytes", "use a part of it"))
@@ -58,12 +58,13 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(Problem(str(path), f"cannot be read: {exc.strerror}", "name a text file")) from exc
     except UnicodeDecodeError as exc:
         raise DataError(Problem(str(path), f"is no UTF-8 text: {exc}", "save it as UTF-8")) from exc
-    return [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    lines = enumerate(text.split("\n"), 1)  # other signs that end a line may stand inside a text
+    return [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
 
 
 def read_phrases(path: Path) -> Phrases:
     """The phrases of a text file, one a line; raises DataError for no text, no phrase, or one too long to be one."""
-    found = different(read_lines(path))
+    found = different(line for _, line in read_lines(path))
     too_long = next((phrase for phrase in found.phrases if len(phrase) > MAX_PHRASE), None)
     if not found.phrases:
         raise DataError(Problem(str(path), "has no phrases", "write one a line"))

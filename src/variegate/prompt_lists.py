@@ -109,7 +109,7 @@ def _from_csv(path: Path) -> Read:
 
 def _from_jsonl(path: Path) -> Read:
     found, problems = [], []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         where = f"{path} line {number}"
@@ -140,5 +140,5 @@ def _row_reason(row: object) -> str:
 
 
 def _from_text(path: Path) -> Read:
-    lines = [" ".join(line.split()) for line in read_lines(path)]
+    lines = [" ".join(line.split()) for _, line in read_lines(path)]
     return [ListedPrompt(None, line, str(path)) for line in lines if line], []

@@ -750,8 +750,11 @@ class Recipe(Section):
 
 def _train_of(base: TrainSection, arm: ArmSection, place: int = 0) -> TrainSection:
     """`train` with the arm's own keys laid over it; raises ValidationError naming the key of the arm at `place`."""
+    values = overlaid(base.model_dump(), arm.train)
+    if arm.train.get("mix", base.mix) != base.mix and "transport" not in arm.train:
+        values["transport"] = False  # it was the other mix's
     try:
-        return TrainSection.model_validate(overlaid(base.model_dump(), arm.train))
+        return TrainSection.model_validate(values)
     except ValidationError as exc:
         errors = [{**error, "loc": ("evaluate", "arms", place, "train", *error["loc"])} for error in exc.errors()]
         raise ValidationError.from_exception_data("Recipe", errors) from exc  # type: ignore[arg-type]

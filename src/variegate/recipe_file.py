@@ -77,7 +77,13 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(exc, "problem", None) or str(exc)
         raise RecipeError(Problem(place, f"not valid YAML: {reason}")) from exc
-    except (ValueError, TypeError, RecursionError) as exc:  # a tag that does not fit its value, nesting without end
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as exc:  # a tag that does not fit its value, nesting without end
         raise RecipeError(Problem(where, f"not valid YAML: {str(exc) or type(exc).__name__}")) from exc
 
 
@@ -144,9 +150,7 @@ def build_recipe(
     `origins` tells where each key stands. A section without keys, as when all are commented out, has its defaults.
     """
     origins = {} if origins is None else origins
-    for key in [key for key, field in Recipe.model_fields.items() if isinstance(field.default, Section)]:
-        if key in values and values[key] is None:
-            values[key] = {}
+    _fill_empty(values, Recipe)
     problems = _apply_overrides(values, overrides, origins)
     if data is not None:
         if not isinstance(values.setdefault("dataset", {}), dict):
@@ -163,6 +167,14 @@ def build_recipe(
     if problems:
         raise RecipeError(problems)
     return recipe
+
+
+def _fill_empty(values: Any, section: type[Section]) -> None:
+    """Sections whose keys are all commented out, which YAML reads as null."""
+    for key, field in section.model_fields.items():
+        if isinstance(values, dict) and key in values and isinstance(field.default, Section):
+            values[key] = {} if values[key] is None else values[key]
+            _fill_empty(values[key], type(field.default))
 
 
 def dump_recipe(recipe: Recipe) -> str:

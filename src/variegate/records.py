@@ -114,9 +114,7 @@ class SyntheticImage:
     weight: float = 1.0
     reason: str = ""
     original_share: float = 0.0  # of the picture that refine gave back to the source's own pixels
-    refined: str = (
-        ""  # what refine made of the drawn image, by hash; empty where nothing: the same id is another picture then
-    )
+    refined: str = ""  # hash of what refine did to it, which the id leaves out; empty where nothing
 
 
 def arm_folder(name: str) -> str:

@@ -48,8 +48,12 @@ CREATE TABLE artefacts (stage TEXT, name TEXT, path TEXT NOT NULL, sha256 TEXT N
 """
 
 
-def _damaged(root: Path, exc: Exception) -> Problem:
-    return Problem(str(root / "run.db"), f"cannot be read ({exc})", "move the folder away and run again, or restore it")
+def _unreadable(root: Path, exc: Exception) -> Problem:
+    is_damaged = not isinstance(exc, sqlite3.OperationalError) or "no such table" in str(exc)
+    remedy = (
+        "move the folder away and run again, or restore it" if is_damaged else "check permissions and other programs"
+    )
+    return Problem(str(root / "run.db"), f"cannot be read ({exc})", remedy)
 
 
 def class_slug(label: int, name: str) -> str:
@@ -102,7 +106,7 @@ class RunFolder:
                 os.close(lock)
                 if isinstance(exc, sqlite3.OperationalError):
                     raise  # the disk's doing
-                raise RunFolderError(_damaged(root, exc)) from exc
+                raise RunFolderError(_unreadable(root, exc)) from exc
             except BaseException:
                 os.close(lock)
                 raise
@@ -121,14 +125,18 @@ class RunFolder:
             raise RunFolderError(
                 Problem(str(root), "is no run folder (it has no run.db)", "name a folder made by variegate run")
             )
-        db = sqlite3.connect(f"file:{quote((root / 'run.db').resolve().as_posix())}?mode=ro", uri=True)
-        folder = cls(root, db, None)
-        try:
-            folder._check_schema()
-        except sqlite3.DatabaseError as exc:
-            db.close()
-            raise RunFolderError(_damaged(root, exc)) from exc
-        return folder
+        where = f"file:{quote((root / 'run.db').resolve().as_posix())}?mode=ro"
+        is_whole = not (root / "run.db-wal").is_file()  # a folder that cannot be written to holds all in the file then
+        for address in (where, *([f"{where}&immutable=1"] if is_whole else [])):
+            db = sqlite3.connect(address, uri=True)
+            folder = cls(root, db, None)
+            try:
+                folder._check_schema()
+                return folder
+            except sqlite3.DatabaseError as exc:
+                db.close()
+                cause = exc
+        raise RunFolderError(_unreadable(root, cause)) from cause
 
     def _check_schema(self) -> None:
         found = self.meta("schema")
@@ -306,7 +314,7 @@ class RunFolder:
                        ROW_NUMBER() OVER (PARTITION BY id ORDER BY made_by = 'human' DESC, seq DESC) AS rank FROM decisions) d
             ON d.id = plan.id AND d.rank = 1 ORDER BY plan.row"""
         extension = self.meta("image_format") or "jpg"
-        refined = (self.meta("refine_key") or "") if self.drawn_format else ""
+        refined = (self.meta("refined_by") or "") if self.drawn_format else ""
         images = [
             SyntheticImage(row[0], _image_path("synthetic/train", row[1], row[0], extension), *(*row[2:], refined))
             for row in self.db.execute(query)

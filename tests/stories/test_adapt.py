@@ -277,6 +277,7 @@ def test_a_process_that_ends_ends_the_team(tmp_path: Path, process: Callable[...
     left = two_processes(process, "adapt", "--out", tmp_path / "other", *LEARN, *settings("adapt.lr=1e30"))
     said = [child.communicate(timeout=200) for child in left]
     assert [child.returncode for child in left] == [1, 1] and "lower adapt.lr" in said[0][1], said
+    assert not any("Traceback" in err for _, err in said), said
 
 
 def test_a_loss_that_is_no_number_fails_with_the_step_and_the_last_good_state(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_folders_of_this_machine_are_left_out(carded) -> None:
     )
     assert "/home/ann" not in text and "/srv/models" not in text
     assert "`birds`" in text and "`.../painter`" in text and ".../old" in text
+    _, text = carded(dataset={"path": "hf:/home/ann/secret/birds"})
+    assert "/home/ann" not in text and "`birds`" in text
 
 
 def test_the_models_own_card_tells_its_licence(carded, tmp_path: Path) -> None:

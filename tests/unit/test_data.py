@@ -87,6 +87,13 @@ def test_epochs_differ_and_repeat(run) -> None:
 
 def test_any_dataset_of_images_and_labels_can_be_the_real_one(run) -> None:
     own = TensorDataset(torch.zeros(6, 3, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2]))
+    with pytest.raises(DataError, match="may be any class"):
+        MixedDataset(own, SyntheticDataset(run), fraction=0.0)[0]
+    with pytest.raises(DataError, match="the run has no class 'rot'"):
+        MixedDataset(own, SyntheticDataset(run), real_classes=["rot", "green", "blue"])
+    turned = MixedDataset(own, SyntheticDataset(run), fraction=0.0, real_classes=["red", "green", "blue"])
+    assert [turned[place].target.argmax().item() for place in range(3)] == [2, 1, 0], "a run sorts its classes"
+    own.classes = ["blue", "green", "red"]  # as torchvision's data sets have them
     mixed = MixedDataset(own, SyntheticDataset(run), fraction=0.0)
     assert [mixed[place].target.argmax().item() for place in range(6)] == [0, 1, 2, 0, 1, 2]
     with pytest.raises(DataError, match="real_ids"):

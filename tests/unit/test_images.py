@@ -170,6 +170,14 @@ def _swapped_profile() -> bytes:
     return bytes(data).replace("sRGB".encode("utf-16-be"), "BGR!".encode("utf-16-be"))
 
 
+def test_a_profile_that_says_nothing_usable_is_left_out(tmp_path):
+    profile = _swapped_profile()
+    for tag in (b"rTRC", b"gTRC", b"bTRC", b"rXYZ"):
+        profile = profile.replace(tag, b"none")
+    path = save(tmp_path / "odd.png", quarters(), icc_profile=profile)
+    assert_alike(load_rgb(path), quarters(), tolerance=0)
+
+
 def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.fromarray(quarters()), Image.new("RGB", (64, 48), "black")]
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):

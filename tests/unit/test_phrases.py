@@ -72,3 +72,9 @@ def test_names_that_are_no_bank_and_files_that_are_no_text(tmp_path: Path) -> No
             phrases_of(str(tmp_path / name), "styles")
     with pytest.raises(DataError, match="cannot be read"):
         read_lines(tmp_path / "nothing.txt")
+
+
+def test_only_line_ends_end_a_line_and_comments_count_as_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("# mine\r\n\na \u2028 line\u0085with signs\n", encoding="utf-8")
+    assert read_lines(path) == [(2, ""), (3, "a \u2028 line\u0085with signs"), (4, "")]

@@ -76,6 +76,8 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("prompts: {text: {{name}}}", "put quotes around text that holds braces"),
         ("[a, b]: 3", "a key must be a word"),
         ('seed: !!int "abc"', "not valid YAML"),
+        ("seed: !!bool maybe", "not valid YAML"),
+        ("seed: !!timestamp x", "not valid YAML"),
         ("seed: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
@@ -153,7 +155,7 @@ def test_no_option_is_dead() -> None:
 
 def test_a_section_without_keys_has_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text("dataset:\n  # shots: 5\ntrain:\n")
+    path.write_text("dataset:\n  # shots: 5\ntrain:\n  mixing:\n")
     assert load_recipe(str(path), data="photos").dataset.path == "photos"
     path.write_text("dataset: 5\n")
     with pytest.raises(RecipeError, match="r.yaml:1: dataset is no section"):
@@ -161,8 +163,8 @@ def test_a_section_without_keys_has_its_defaults(tmp_path: Path) -> None:
 
 
 def test_a_recipe_in_python_takes_overrides_too() -> None:
-    settled = settle("photos", Recipe(), ["seed=7", "train.steps=9"])
-    assert (settled.seed, settled.train.steps, settled.dataset.path) == (7, 9, "photos")
+    settled = settle("photos", Recipe(), ["seed=7", "train.epochs=9"])
+    assert (settled.seed, settled.train.epochs, settled.dataset.path) == (7, 9, "photos")
     with pytest.raises(RecipeError, match="did you mean 'steps'"):
         settle(None, Recipe(), ["train.stepz=9"])
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,27 @@ def test_a_damaged_run_folder_is_told(tmp_path: Path, content: bytes) -> None:
         with pytest.raises(RunFolderError, match="run.db: cannot be read"):
             RunFolder.create(tmp_path)
         assert (tmp_path / "run.db").read_bytes() == content
+
+
+def test_a_run_folder_that_cannot_be_written_to_can_be_read() -> None:
+    """A share of somebody else's: SQLite would make a file beside the database."""
+    code = """
+import os, sys
+from pathlib import Path
+from variegate.store import RunFolder
+if os.geteuid() == 0:  # who may write anywhere
+    os.setuid(65534)
+print([info.name for info in RunFolder.read(Path(sys.argv[1])).classes()])
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as outer:  # pytest's own is closed to others
+        root = Path(outer, "run")
+        with RunFolder.create(root) as folder:
+            folder.put_dataset([ClassInfo(0, "ant", "0000-ant")], [])
+        for path, mode in ((Path(outer), 0o755), (root, 0o555)):
+            path.chmod(mode)
+        said = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True)
+        root.chmod(0o755)
+    assert said.stdout.strip() == "['ant']", said.stderr
 
 
 def test_a_run_folder_with_odd_characters_can_be_read(tmp_path: Path) -> None:

@@ -123,18 +123,16 @@ def ablate(
 
 def _refuse_others(study: Study) -> None:
     """A folder that is somebody else's, or the ablation of another recipe."""
-    root = study.root
+    root, remedy = study.root, "choose a new or empty --out folder"
     if not root.is_dir() or not any(root.iterdir()):
         return
-    remedy = "choose a new or empty --out folder"
     try:
         old = json.loads((root / ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        name = old["recipe"]
+    except (OSError, ValueError, TypeError, KeyError):
         raise RunFolderError(Problem(str(root), "is not empty and no ablation", remedy)) from None
     if old != study.asked:
-        raise RunFolderError(
-            Problem(str(root), f"is an ablation of {old['recipe']} with other settings or data", remedy)
-        )
+        raise RunFolderError(Problem(str(root), f"is an ablation of {name} with other settings or data", remedy))
 
 
 # ------------------------------------------------------------------------------------------ what is tried
@@ -177,9 +175,7 @@ def _candidates(study: Study, axes: dict[str, tuple[Any, ...]], budget: int, see
 
 
 def _recipe_id(study: Study, candidate: Candidate) -> str:
-    recipe = study.training([candidate], 1)
-    train = recipe.train_of(recipe.evaluate.arm_sections[0])
-    return content_id(recipe.model_dump(mode="json", exclude={"evaluate", "train"}), train.model_dump(mode="json"))
+    return content_id({key: value for key, value in _as_tried(study, candidate).items() if key != "evaluate"})
 
 
 def _check(study: Study, candidates: Sequence[Candidate]) -> None:
@@ -288,9 +284,16 @@ def _effects(
 ) -> list[Effect]:
     """By the first rung, the largest effect first; a candidate that does not name a key has the recipe's own value."""
     scores = [entry["first_seed"] for entry in entries]
-    recipes = [_settled(study, candidate).model_dump(mode="json") for candidate in candidates]
+    recipes = [_as_tried(study, candidate) for candidate in candidates]
     found = [effect(key, [json.dumps(_at(recipe, key)) for recipe in recipes], scores) for key in axes]
     return sorted(found, key=lambda one: -one.explained)
+
+
+def _as_tried(study: Study, candidate: Candidate) -> dict[str, Any]:
+    """The keys of a candidate's recipe, with those of its training in `train`."""
+    recipe = study.training([candidate], 1)
+    train = recipe.train_of(recipe.evaluate.arm_sections[0])
+    return recipe.model_dump(mode="json") | {"train": train.model_dump(mode="json")}
 
 
 def _settled(study: Study, candidate: Candidate) -> Recipe:

@@ -105,11 +105,13 @@ def size_of_team() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def own_device(requested: str, device: str) -> str:
-    """The device of this process, where the recipe `requested` no particular one and `device` is the first of its kind."""
-    if size_of_team() > 1 and requested in {"auto", "cuda"} and device.startswith("cuda"):
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device
+def own_device(requested: str) -> str:
+    """What a process of a team asks for where the recipe names no particular GPU: its own one."""
+    if size_of_team() == 1 or requested not in {"auto", "cuda"}:
+        return requested
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else requested
 
 
 def resolve_dtype(requested: Dtype | Literal["auto"], device: str, machine: Machine) -> Dtype:

@@ -17,7 +17,7 @@ import numpy as np
 
 Policy = Literal["replace", "pool", "concat"]
 Schedule = Literal["constant", "falling", "linear", "step", "warm-up"]
-RULE = 2  # of filling batches; part of every classifier's key, as arms by different rules are not paired
+RULE = 3  # of how batches are filled and learned from; part of every classifier's key, as arms by different rules are not paired
 WARM_UP = 1 / 6  # of the steps: 50 of gdl_term's 300 epochs
 
 

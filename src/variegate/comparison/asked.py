@@ -12,6 +12,7 @@ from variegate.comparison import plan
 from variegate.comparison.plan import Curve, Entry, Kind
 from variegate.errors import Problem, RecipeError, UserError
 from variegate.recipe import Recipe
+from variegate.records import arm_folder
 from variegate.stages.dataset.listing import did_you_mean
 
 PLAIN_KEYS = ("dataset.", "train.", "backend.device")  # of --set: what the baseline follows too
@@ -119,7 +120,8 @@ def _misspelt(asked: Asked) -> list[Problem]:
     names = [plan.slug(Path(recipe).stem) for recipe in asked.recipes]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(Problem("--recipes", f"{name} stands twice", "give each once, files under different names"))
-    for name in sorted({*names} & {*plan.TAKEN}):
+    taken = set(map(arm_folder, plan.TAKEN))
+    for name in sorted({name for name in names if arm_folder(name) in taken}):
         problems.append(Problem("--recipes", f"{name} is what a baseline is called", "give the file another name"))
     for word in asked.skip:
         if word not in plan.SKIPPABLE:

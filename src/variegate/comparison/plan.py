@@ -23,13 +23,13 @@ Kind = Literal["real", "classic", "duplicated", "retrieval", "recipe", "combined
 CLASSIC: dict[str, dict[str, Any]] = {
     "randaugment": {"augment": "randaugment"},
     "trivialaugment": {"augment": "trivialaugment"},
-    "mixup": {"mix": "mixup", "transport": False},  # transport is puzzle-mix's
-    "cutmix": {"mix": "cutmix", "transport": False},
+    "mixup": {"mix": "mixup"},
+    "cutmix": {"mix": "cutmix"},
 }
 SKIPPABLE = (*CLASSIC, "duplicated", "text-only", "best-classic")
 OWN_KEYS = ("mixing", "label", "pools", "augment", "mix", "transport")  # of train: what a method may have of its own
 REAL, DUPLICATED, RETRIEVAL, CLASSIC_RUN = "real", "duplicated real", "retrieval", "classic"
-TAKEN = (REAL, DUPLICATED, RETRIEVAL, *(f"real+{key}" for key in CLASSIC))  # names that no recipe may have
+TAKEN = (REAL, DUPLICATED, RETRIEVAL, *(f"real+{key}" for key in CLASSIC))  # names that no recipe's file may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,8 @@ def lay_out(
 
 
 def _combined(method: Method, best: str) -> Method:
-    train = {**method.arm.train, **CLASSIC[best]}
+    own = {key: value for key, value in method.arm.train.items() if key != "transport"}  # of its own mix
+    train = {**own, **CLASSIC[best]}
     arm = method.arm.model_copy(update={"name": f"{method.arm.name}+{best}", "train": train})
     return replace(method, name=f"{method.name} + {best}", kind="combined", arm=arm, same_as="")
 

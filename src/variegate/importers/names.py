@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from variegate.errors import DataError, Problem
 
@@ -17,7 +18,7 @@ def plain(name: str) -> str:
     >>> plain("black_footed  albatross"), plain("F/A-18")
     ('black footed albatross', 'F A-18')
     """
-    return re.sub(r"[\s_/]+", " ", name).strip()
+    return re.sub(r"[\s_/]+", " ", normalize("NFC", name)).strip()
 
 
 def read_class_names(paths: Sequence[Path]) -> tuple[str, ...] | None:

@@ -29,7 +29,7 @@ ENOUGH = 0.8  # share of the lines that must begin with such a word
 
 def environments_found(path: Path) -> Found:
     """DasDiff's environment file as the prompts section of a recipe; raises DataError where the lines are no places."""
-    found = different(read_lines(path))
+    found = different(line for _, line in read_lines(path))
     phrases, repeated = list(found.phrases), found.repeated
     odd = [phrase for phrase in phrases if phrase.split()[0].lower() not in PLACES]
     too_long = [phrase for phrase in phrases if len(phrase) > MAX_PHRASE]

@@ -90,11 +90,15 @@ def test_a_scheduler_that_evaluates_twice_a_step_is_refused(tiny_sd: Path, tmp_p
 
 
 def test_each_process_of_a_team_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_device("auto", "cuda:0") == "cuda:0", "alone"
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    import torch
+
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert [own_device(asked, "cuda:0") for asked in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
-    assert own_device("auto", "cpu") == "cpu"
+    for has_gpus, own in ((True, "cuda:1"), (False, "auto")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpus=has_gpus: has_gpus)
+        assert own_device("auto") == "auto", "alone"
+        with monkeypatch.context() as team:
+            team.setenv("WORLD_SIZE", "2")
+            assert [own_device(asked) for asked in ("auto", "cuda:0", "cpu")] == [own, "cuda:0", "cpu"]
 
 
 def test_work_that_does_not_fit_into_memory_is_done_in_parts() -> None:

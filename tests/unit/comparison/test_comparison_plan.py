@@ -38,7 +38,7 @@ def test_classic_arms_are_one_run_of_real_images() -> None:
         "real", "real+randaugment", "real+trivialaugment", "real+mixup", "real+cutmix", "duplicated real",
     ]  # fmt: skip
     assert {method.arm.images for method in classic} == {"real"}
-    assert (classic[4].arm.train, classic[5].arm.copies) == ({"mix": "cutmix", "transport": False}, 3)
+    assert (classic[4].arm.train, classic[5].arm.copies) == ({"mix": "cutmix"}, 3)
     assert layout.runs[CLASSIC_RUN].generate.method == "none"
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from variegate.files import write_atomic
 
 FOLDER = "adapt/checkpoints"
-FORMAT = 2  # of the state; others are not read
+FORMAT = 3  # of the state; others are not read
 KEPT = 2
 
 

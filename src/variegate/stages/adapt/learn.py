@@ -162,9 +162,9 @@ class Course:
                 elif self.taught is not None:
                     values = {f"value/{name}": value for name, value in self.taught.values.items()}
                     fit.restore(State(0, values), fresh=True)
-                self._call_team(fit, number, fresh=state is None)
-                state = None
                 with together("adapt"):
+                    self._call_team(fit, number, fresh=state is None)
+                    state = None
                     self._train(fit, number, bar)
                 self.log += (
                     [{"class": number, **line} for line in fit.progress.log] if len(groups) > 1 else fit.progress.log
@@ -250,8 +250,8 @@ class Course:
 
     def _forget_previews(self) -> None:
         """Those of another course in the same folder."""
-        for path in self.folder.path(ADAPTER).glob("preview*.png"):
-            path.unlink()
+        for path in (self.folder.path(PREVIEW), *self.folder.path(ADAPTER).glob("preview-[0-9]*.png")):
+            path.unlink(missing_ok=True)
 
     def _copies(self, drawn: np.ndarray) -> int:
         train = self.material.train

@@ -106,8 +106,7 @@ def training_spec(recipe: Recipe) -> BackendSpec:
 
     A parent learns at the size of the model that draws: SDXL's own is 1024 px, that of its turbo model 512.
     """
-    spec = _spec(recipe, training_section(recipe))
-    return replace(spec, size_px=final_size_px(recipe)) if recipe.adapt.model else spec
+    return _spec(recipe, training_section(recipe).model_copy(update={"size_px": final_size_px(recipe)}))
 
 
 def final_spec(recipe: Recipe) -> BackendSpec:
@@ -116,11 +115,10 @@ def final_spec(recipe: Recipe) -> BackendSpec:
 
 
 def _spec(recipe: Recipe, section: BackendSection) -> BackendSpec:
-    spec = resolve_backend(section)
+    spec = resolve_backend(section.model_copy(update={"device": own_device(section.device)}))
     dtype = recipe.adapt.dtype
     if dtype == "auto":
         dtype = "fp32" if spec.dtype == "fp16" else spec.dtype
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of a team on this machine share its cores
     threads = max(spec.threads // together, 1)
-    device = own_device(section.device, spec.device)
-    return replace(spec, device=device, dtype=dtype, compile=False, threads=threads)
+    return replace(spec, dtype=dtype, compile=False, threads=threads)

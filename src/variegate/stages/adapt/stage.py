@@ -100,7 +100,9 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
     problems = [problem for problem in found if problem]
     if problems:
         raise ModelError(problems)
-    has_masks = recipe.dataset.path == "builtin:meadow" or recipe.dataset.path.endswith((".csv", ".jsonl", ".parquet"))
+    path = recipe.dataset.path
+    tables = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+    has_masks = path == "builtin:meadow" or path.lower().endswith(tables) or any(Path(path).glob("**/metadata.*"))
     if section.mask == "foreground" and not has_masks:
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")

@@ -8,6 +8,7 @@ only, so the loss curve is that of one process with the same global batch.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from variegate.stages.adapt.fit import Settled, Views
 
 PATIENCE = timedelta(hours=12)  # the others wait while the first one reads data, previews and draws
+_OF_THE_TEAM = re.compile("gloo|nccl|connection|broken pipe", re.IGNORECASE)  # errors of messages between processes
 _is_broken = False  # whether a process left the others in the middle of a step
 
 
@@ -75,6 +77,8 @@ def join(device: str) -> Team:
     if size == 1:
         return Team()
     if not torch.distributed.is_initialized():
+        global _is_broken
+        _is_broken = False
         on_gpu = device.startswith("cuda")
         if on_gpu:
             torch.cuda.set_device(device)  # messages go through the current one
@@ -93,15 +97,17 @@ def together(task: str) -> Iterator[None]:
         yield
     except BaseException as exc:
         _is_broken = size_of_team() > 1
-        if _is_broken and isinstance(exc, RuntimeError) and "onnection" in str(exc):
+        if _is_broken and isinstance(exc, RuntimeError) and _OF_THE_TEAM.search(str(exc)):
             raise TaskFailed(task, f"another process of the team has ended ({str(exc).splitlines()[0]})") from exc
         raise
 
 
-def dismiss(device: str) -> None:
-    """Send the others home; from a broken team they have gone, or go as this process ends."""
+def dismiss(recipe: Recipe) -> None:
+    """Send the others home; those of a broken team have gone, or notice that this process ends."""
+    from variegate.stages.adapt.material import training_spec
+
     if size_of_team() > 1 and not _is_broken:
-        join(device).tell(None)
+        join(training_spec(recipe).device).tell(None)
         torch.distributed.destroy_process_group()
 
 
@@ -113,22 +119,23 @@ def help_out(recipe: Recipe) -> int:
     from variegate.stages.adapt.trainee import Trainee
 
     team, count = join(training_spec(recipe).device), 0
-    while (lesson := team.tell(None)) is not None:
-        spec = final_spec(recipe) if lesson.distilling else training_spec(recipe)
-        with together("adapt"), DiffusionBackend.open(spec) as backend:
-            trainee = Trainee(backend, lesson.section, lesson.placeholders, lesson.words, lesson.seed)
-            fit = Fit(
-                trainee,
-                lesson.section,
-                lesson.views,
-                None,
-                lesson.prior,
-                seed=lesson.seed,
-                number=lesson.number,
-                team=team,
-            )
-            fit.restore(lesson.state, fresh=lesson.fresh)
-            fit.run(lesson.section.steps)
-        count += 1
+    with together("adapt"):
+        while (lesson := team.tell(None)) is not None:
+            spec = final_spec(recipe) if lesson.distilling else training_spec(recipe)
+            with DiffusionBackend.open(spec) as backend:
+                trainee = Trainee(backend, lesson.section, lesson.placeholders, lesson.words, lesson.seed)
+                fit = Fit(
+                    trainee,
+                    lesson.section,
+                    lesson.views,
+                    None,
+                    lesson.prior,
+                    seed=lesson.seed,
+                    number=lesson.number,
+                    team=team,
+                )
+                fit.restore(lesson.state, fresh=lesson.fresh)
+                fit.run(lesson.section.steps)
+            count += 1
     torch.distributed.destroy_process_group()
     return count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from unicodedata import normalize
 
 from variegate.errors import DataError, Problem
 from variegate.images import ImageCheck, check_images
@@ -76,9 +77,10 @@ class DatasetFacts:
         """Hash of the classes and of every image's name, label, split, notes and bytes, wherever the files lie."""
         classes = [(one.name, one.description) for one in self.classes]
         rows = [
-            (i.found.name, i.label, i.split, i.found.group, i.found.caption, i.found.mask is not None, i.check.sha256)
+            (i.found.name, i.label, i.split, i.found.group, i.found.caption,
+             i.check.mask_sha256 or i.found.mask is not None, i.check.sha256)
             for i in self.images
-        ]
+        ]  # fmt: skip
         return content_id(self.shown, classes, rows)
 
     def line(self) -> str:
@@ -95,7 +97,7 @@ class DatasetFacts:
 
 def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = None) -> DatasetFacts:
     """Decode every image once and fix the splits; raises DataError with everything that is wrong."""
-    dataset = recipe.dataset
+    dataset, listing = recipe.dataset, _spelt_alike(listing)
     is_apart = listing.groups_split and dataset.group_is == "subject"  # one group stays on one side
     checks = _checks(listing, dataset, reporter)
     broken = {name: check.reason for name, check in checks.items() if check.reason}
@@ -111,7 +113,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         by_group=is_apart,
     )
     problems = [*listing.problems, *_unreadable_problems({} if left_out else broken, dataset)]
-    problems += _class_problems(listing, images, items)
+    problems += _class_problems(listing, images, items, is_apart=is_apart)
     if problems:
         raise DataError(problems)
     used = take_shots(items, shots=dataset.shots, imbalance=dataset.imbalance, seed=recipe.seed)
@@ -140,6 +142,13 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
     )
 
 
+def _spelt_alike(listing: Listing) -> Listing:
+    """Class names in one Unicode form: a Mac's folders have accents of their own (NFD), tables and people do not (NFC)."""
+    images = tuple(replace(image, class_name=normalize("NFC", image.class_name)) for image in listing.images)
+    empty = tuple(normalize("NFC", name) for name in listing.empty_classes)
+    return replace(listing, images=images, empty_classes=empty)
+
+
 def _checks(listing: Listing, dataset: DatasetSection, reporter: Reporter | None) -> dict[str, ImageCheck]:
     """Name -> what decoding said; an image whose mask cannot be read counts as unreadable."""
     if listing.drawn_here:
@@ -151,6 +160,8 @@ def _checks(listing: Listing, dataset: DatasetSection, reporter: Reporter | None
     for image, mask in zip(masked, results[len(listing.images) :], strict=True):
         if mask.reason and not checks[image.name].reason:
             checks[image.name] = ImageCheck(reason=f"its mask {image.mask} {mask.reason}")
+        else:
+            checks[image.name] = replace(checks[image.name], mask_sha256=mask.sha256)
     return checks
 
 
@@ -171,7 +182,9 @@ def _unreadable_problems(broken: Mapping[str, str], dataset: DatasetSection) -> 
     return shortened(problems, "unreadable files", remedy)
 
 
-def _class_problems(listing: Listing, images: Sequence[FoundImage], items: Sequence[Item]) -> list[Problem]:
+def _class_problems(
+    listing: Listing, images: Sequence[FoundImage], items: Sequence[Item], *, is_apart: bool
+) -> list[Problem]:
     """What makes it impossible to learn or to measure; silent where nothing was found at all (the listing says why)."""
     if not listing.images:
         return []
@@ -197,8 +210,16 @@ def _class_problems(listing: Listing, images: Sequence[FoundImage], items: Seque
             Problem(listing.shown, text, "add images of another class, in a folder (or with a label) of its own")
         )
     if not problems and not totals["test"]:  # without validation images one can still train, and is told
-        what = "has no image to test on, and no class has one to spare beside its last training image"
-        problems.append(Problem(listing.shown, what, "add images, or a test folder (or split test)"))
+        what, remedy = "no class has one to spare beside its last training image", "add images, or"
+        if is_apart and any(image.group is not None for image in images):
+            what = "its groups stay whole, and a class would lose its last training images with any of them"
+            remedy = "if groups are backgrounds or cameras, --set dataset.group_is=context; else add groups, or"
+        text = f"has no image to test on: {what}"
+        problems.append(Problem(listing.shown, text, f"{remedy} a test folder (or split test)"))
+    for split in ("test", *extra_tests(filter(None, totals))):
+        if not problems and totals[split] == 1:
+            text = f"has one image in {split}, and an interval needs two"
+            problems.append(Problem(listing.shown, text, "add images"))
     return problems
 
 

@@ -11,7 +11,7 @@ from variegate.errors import Problem
 from variegate.images import IMAGE_EXTENSIONS
 from variegate.stages.dataset.listing import FoundImage, Listing, enumerated, is_text, shortened, split_of, split_words
 
-_LITTER = ("__MACOSX",)  # zip files made on a Mac bring it along; it never holds an image
+_LITTER = ("__MACOSX", "@eaDir", ".ipynb_checkpoints")  # of zip files made on a Mac, network drives, notebooks
 _LAYOUT = "make one folder per class, named after it, with its images inside"
 
 
@@ -40,7 +40,8 @@ def read_folder(root: Path, shown: str) -> Listing:
     splits = split_words(tops)
     layered = [name for name in splits if _class_folders(root / name, _Walk())]
     others = [name for name in tops if name not in splits and splits and _holds_images(root, name)]
-    if others and "train" in {split_of(name) for name in layered}:
+    same = {name for top in layered for name in _class_folders(root / top, _Walk())} & set(others)
+    if others and (same or "train" in {split_of(name) for name in layered}):
         text = f"has split folders ({enumerated(splits)}) and other folders ({enumerated(others)}) side by side"
         remedy = "put every class folder below train/, val/ or test/, or none of them"
         return Listing(shown, problems=(Problem(shown, text, remedy),))

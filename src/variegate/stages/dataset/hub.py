@@ -107,6 +107,12 @@ def _check_columns(part: Dataset, dataset: DatasetSection, shown: str) -> None:
     image = part.features.get(dataset.image_column)
     if image is not None and not (isinstance(image, datasets.Image) or getattr(image, "dtype", "") == "binary"):
         problems.append(Problem(shown, f"column {dataset.image_column!r} holds no images (it has {columns})"))
+    label = part.features.get(dataset.label_column)
+    if label is not None and not (
+        isinstance(label, datasets.ClassLabel) or getattr(label, "dtype", "") in LABEL_DTYPES
+    ):
+        text = f"column {dataset.label_column!r} names no classes (it has {columns})"
+        problems.append(Problem(shown, text, _column_remedy("label_column", dataset.label_column, part)))
     if problems:
         raise DataError(problems)
 

@@ -11,7 +11,7 @@ from variegate.recipe import Recipe
 from variegate.stages.dataset.builtin import NAMES, read_builtin
 from variegate.stages.dataset.folder import read_folder
 from variegate.stages.dataset.hub import read_hub
-from variegate.stages.dataset.listing import Listing
+from variegate.stages.dataset.listing import Listing, split_words
 from variegate.stages.dataset.tables import METADATA_NAMES, TABLE_EXTENSIONS, find_metadata, join_listings, read_table
 
 _KINDS = "a folder of class folders, a .csv/.jsonl/.parquet table, hf:org/name, builtin:meadow or builtin:digits"
@@ -41,6 +41,9 @@ def _read_local_folder(root: Path, data: str) -> Listing:
     if (root / "run.db").is_file():
         raise DataError(Problem(data, "is a run folder, not a folder of images", f"give {_KINDS}"))
     tables = find_metadata(root)
+    covered = {prefix for _, _, prefix in tables}
+    if tables and "" not in covered:
+        _refuse_uncovered(root, covered)
     if tables:
         return join_listings(
             [read_table(table, data, split=split, prefix=prefix) for table, split, prefix in tables], data
@@ -60,6 +63,19 @@ def _read_local_folder(root: Path, data: str) -> Listing:
         (*listing.warnings, warning),
         listing.empty_classes,
     )
+
+
+def _refuse_uncovered(root: Path, covered: set[str]) -> None:
+    """Split folders that hold images beside others whose images a table labels; `covered` are those, as NAME/."""
+    folders = split_words([entry.name for entry in sorted(root.iterdir()) if entry.is_dir()])
+    problems = [
+        Problem(f"{name}/", "holds images and no table of their labels, and other split folders have one",
+                "give it a metadata.csv with file_name,label, or take the tables away and make class folders")
+        for name in folders
+        if f"{name}/" not in covered and any(path.suffix.lower() in IMAGE_EXTENSIONS for path in (root / name).rglob("*"))
+    ]  # fmt: skip
+    if problems:
+        raise DataError(problems)
 
 
 def _read_local_file(path: Path, data: str) -> Listing:

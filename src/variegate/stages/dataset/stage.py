@@ -126,13 +126,13 @@ def _write_images(facts: DatasetFacts, folder: RunFolder, reporter: Reporter) ->
 
 
 def _own_path(image: SplitImage, facts: DatasetFacts) -> str:
-    """dataset/<split>/<class>/<number>.png for drawn images; hf: ones in folders of at most 1,000 rows."""
+    """dataset/<split>/<class>/<number>.png for drawn images; hf: ones below the name of their part, by 1,000 rows."""
     stem = Path(image.found.name).name
     slug = facts.classes[image.label].slug
     if facts.drawn_here:
         return f"dataset/{image.split}/{slug}/{stem}.png"
     part = f"{int(stem) // 1000:04d}"
-    return f"dataset/hf/{image.split}/{slug}/{part}/{stem}.{image.check.extension}"
+    return f"dataset/hf/{Path(image.found.name).parent}/{slug}/{part}/{stem}.{image.check.extension}"
 
 
 def _mask_path(path: str) -> str:

@@ -81,7 +81,10 @@ def find_metadata(root: Path) -> list[tuple[Path, Split | None, str]]:
     tables = []
     for folder, split, prefix in places:
         for name in METADATA_NAMES:
-            if (folder / name).is_file() and "label" in _read(folder / name, name).names:
+            if not (folder / name).is_file():
+                continue
+            found = _read(folder / name, name)
+            if found.problems or "label" in found.names:  # one that cannot be read is told when it is read
                 tables.append((folder / name, split, prefix))
                 break
         if tables and folder == root:

@@ -88,7 +88,7 @@ def prepare(context: Context) -> BackendSpec:
     """The plan in run.db and the backend it was made for: taken as they are when nothing they depend on has changed."""
     recipe, folder = context.recipe, context.folder
     model, unet = locate(recipe.backend)
-    prompts = folder.path(folder.artefacts("prompts")["prompts"]).read_text(encoding="utf-8").splitlines()
+    prompts = folder.path(folder.artefacts("prompts")["prompts"]).read_text(encoding="utf-8").rstrip("\n").split("\n")
     images = _sources(folder)
     data: list[tuple[object, ...]] = [(image.id, image.label, image.sha256) for image in images]
     fingerprint = model_fingerprint(model, unet)

@@ -38,7 +38,7 @@ def key_problems(section: LLMSection) -> list[Problem]:
     """A key that is missing, or that would travel in clear text; servers on this machine need none."""
     url = urlsplit(str(section.endpoint))
     if not section.key_env or is_here(url.hostname or ""):
-        return []
+        return _client_problems(section)
     if url.scheme == "http":
         text = f"would send the key over the network in clear text to {section.endpoint}"
         return [Problem("prompts.llm.endpoint", text, "use https, or prompts.llm.key_env=null if it needs no key")]
@@ -46,7 +46,29 @@ def key_problems(section: LLMSection) -> list[Problem]:
         text = f"the environment variable {section.key_env} with the key for {section.endpoint} is not set"
         remedy = "set it, or name another one; prompts.llm.key_env=null for a server without keys"
         return [Problem("prompts.llm.key_env", text, remedy)]
+    return _client_problems(section)
+
+
+def _client_problems(section: LLMSection) -> list[Problem]:
+    """A key that no header can hold, or a proxy in the environment that cannot be used."""
+    try:
+        _open_client(section).close()
+    except ImportError as exc:
+        remedy = "install what it names, or unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY"
+        return [Problem(str(section.endpoint), f"cannot be asked through the proxy that is set: {exc}", remedy)]
+    except UnicodeError:
+        text = f"the key in {section.key_env} holds signs that no key has, such as typographic quotes"
+        return [Problem("prompts.llm.key_env", text, "set it again, as the server shows it")]
+    except ValueError as exc:
+        return [Problem(str(section.endpoint), f"cannot be asked: {exc}", "check the proxies that are set")]
     return []
+
+
+def _open_client(section: LLMSection) -> httpx2.Client:
+    key = key_of(section)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    here = is_here(urlsplit(str(section.endpoint)).hostname or "")
+    return httpx2.Client(headers=headers, timeout=section.timeout_s, trust_env=not here)
 
 
 def reach_problems(section: LLMSection) -> list[Problem]:
@@ -84,9 +106,7 @@ class Endpoint:
         self._shown, self._stop, self._say = str(section.endpoint), stop, say
         self._key = key_of(section)
         self._key_env = section.key_env
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        here = is_here(urlsplit(self._url).hostname or "")
-        self._client = httpx2.Client(headers=headers, timeout=section.timeout_s, trust_env=not here)
+        self._client = _open_client(section)
         self._structured = True
         self._lock = threading.Lock()
 
@@ -116,9 +136,9 @@ class Endpoint:
         for last in [False] * RETRIES + [True]:
             try:
                 status, said, asked_wait = self._post(body)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol) as exc:
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as exc:
                 raise NoAnswer(f"{self._shown} cannot be reached ({self._clean(str(exc))})") from exc
-            except (httpx2.TimeoutException, httpx2.TransportError) as exc:
+            except httpx2.RequestError as exc:
                 status, said, asked_wait = 0, str(exc) or type(exc).__name__, None
             if (status and status not in BUSY) or last:
                 break

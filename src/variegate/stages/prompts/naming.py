@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")  # with accents that are signs of their own, as a Mac writes them
 _IRREGULAR = {"child": "children", "foot": "feet", "goose": "geese", "louse": "lice", "man": "men", "mouse": "mice",
               "ox": "oxen", "person": "people", "tooth": "teeth", "woman": "women"}  # fmt: skip
 

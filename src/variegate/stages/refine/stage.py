@@ -85,7 +85,10 @@ def forget_changed(context: Context) -> None:
     with folder.transaction() as db:
         if not is_same:
             db.execute("DELETE FROM refined")
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('refine_key', ?)", (key,))
+            made = content_id(
+                [step.model_dump() for step in context.recipe.refine], context.recipe.dataset.fit, found(context)
+            )
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("refine_key", key), ("refined_by", made)])
         query = "DELETE FROM refined WHERE id IN (SELECT id FROM plan WHERE chunk = ?)"
         db.executemany(query, ((chunk,) for chunk in lost))
 

@@ -31,7 +31,7 @@ def heatmap(shares: Sequence[Sequence[float]], names: Sequence[str], position: i
     size = len(shares)
     text = max(size / 40, 0.3) if size > 10 else 0.3  # height of letters, in cells
     left = (11 if size <= MAX_NAMED else 3) * text
-    marks = [_cells(shares, level, right) for right in (True, False) for level in range(1, NUM_LEVELS + 1)]
+    marks = _cells(shares)
     marks += _ticks(names, text)
     if size <= MAX_NUMBERED:
         marks += _numbers(shares)
@@ -130,19 +130,20 @@ def _ticks(names: Sequence[str], text: float) -> list[Markup]:
     return marks
 
 
-def _cells(shares: Sequence[Sequence[float]], level: int, right: bool) -> Markup:
-    """All cells of one shade as one path; small cells are shaded by the square root, to stay visible."""
-    chosen = [
-        f"M{column} {row}h1v1h-1z"
-        for row, line in enumerate(shares)
-        for column, share in enumerate(line)
-        if (row == column) == right and math.ceil(share * NUM_LEVELS) == level
-    ]
-    if not chosen:
-        return Markup("")
-    opacity = (level / NUM_LEVELS) ** (1.0 if len(shares) <= MAX_NUMBERED else 0.5)
+def _cells(shares: Sequence[Sequence[float]]) -> list[Markup]:
+    """All cells, those of one shade as one path; small cells are shaded by the square root, to stay visible."""
+    chosen: dict[tuple[bool, int], list[str]] = {}
+    for row, line in enumerate(shares):
+        for column, share in enumerate(line):
+            if share > 0:
+                shade = (row != column, math.ceil(share * NUM_LEVELS))
+                chosen.setdefault(shade, []).append(f"M{column} {row}h1v1h-1z")
+    power = 1.0 if len(shares) <= MAX_NUMBERED else 0.5
     path = Markup('<path class="{}" fill-opacity="{:.2f}" d="{}"/>')
-    return path.format("right" if right else "wrong", opacity, "".join(chosen))
+    return [
+        path.format("wrong" if is_wrong else "right", (level / NUM_LEVELS) ** power, "".join(cells))
+        for (is_wrong, level), cells in sorted(chosen.items())
+    ]
 
 
 def _numbers(shares: Sequence[Sequence[float]]) -> list[Markup]:

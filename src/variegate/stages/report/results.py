@@ -137,7 +137,8 @@ def shares(confusion: Sequence[Sequence[float]]) -> list[list[float]]:
     >>> shares([[3, 1], [0, 0]])
     [[0.75, 0.25], [0.0, 0.0]]
     """
-    return [[value / sum(row) if sum(row) else 0.0 for value in row] for row in confusion]
+    totals = map(sum, confusion)
+    return [[value / total if total else 0.0 for value in row] for row, total in zip(confusion, totals, strict=True)]
 
 
 def read_curves(root: Path, arms: Sequence[Arm]) -> tuple[Curve, ...]:

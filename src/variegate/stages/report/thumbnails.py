@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from variegate.images import UnreadableImage, load_small
 from variegate.stages.report.contents import CopyPair, Summary, Variant
 from variegate.store import RunFolder, drawn_path, synthetic_path
 
@@ -43,17 +45,10 @@ def thumbnails(files: Mapping[str, Path], edge_px: int = EDGE_PX) -> dict[str, s
 
 
 def _thumbnail(path: Path, edge_px: int) -> str | None:
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (edge_px, edge_px))
-            small = ImageOps.exif_transpose(image)
-            small.thumbnail((edge_px, edge_px))
-            flat = Image.new("RGB", small.size, "white")
-            flat.paste(small.convert("RGBA"), mask=small.convert("RGBA").getchannel("A"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        small = load_small(path, edge_px, math.inf)
+    except UnreadableImage:
         return None
     buffer = io.BytesIO()
-    flat.save(buffer, "WEBP", quality=QUALITY, method=4)
+    small.save(buffer, "WEBP", quality=QUALITY, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -415,7 +415,7 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         "cosine_scale": section.cosine_scale,
         "mean": classifier.mean,
         "std": classifier.std,
-        **({SEEN: seen} if (seen := _seen(section, workshop)) is not None else {}),
+        **({SEEN: seen} if (seen := _seen(task.arm, workshop)) is not None else {}),
     }
     selected_by = "val" if workshop.held_out["val"] else "last step"
     log = log_lines(fitted.log, steps=workshop.steps, selected_step=fitted.selected_step, selected_by=selected_by)
@@ -425,13 +425,16 @@ def _write(task: Task, workshop: Workshop, folder: RunFolder, classifier: Classi
         folder.put_artefact(NAME, f"{task.arm.name}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
 
 
-def _seen(section: TrainSection, workshop: Workshop) -> list[str] | None:
+def _seen(arm: ArmSection, workshop: Workshop) -> list[str] | None:
     """Marks of all images that a classifier has learned from, by way of its first weights and of pools too; None where
     weights that came from elsewhere do not tell theirs."""
+    section = workshop.recipe.train_of(arm)
     before = seen_by(Path(section.pretrained)) if isinstance(section.pretrained, str) else []
     if before is None:
         return None
-    own = marks([*(image.sha256 for image in workshop.train), *seen_by_pools(section.pools)])
+    own = marks(
+        [*(image.sha256 for image in workshop.train), *(seen_by_pools(section.pools) if arm.has_synthetic else [])]
+    )
     return sorted({*own, *before})
 
 

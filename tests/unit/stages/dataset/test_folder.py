@@ -71,6 +71,16 @@ def test_splits_and_classes_side_by_side_are_refused(tmp_path):
     assert "has split folders (test, train) and other folders (dog) side by side" in problem_of(listing)
 
 
+def test_a_test_folder_beside_the_classes_it_holds_is_no_class(tmp_path):
+    listing = read_folder(plant(tmp_path, "cat/1.png", "dog/1.png", "test/cat/1.png", "test/dog/1.png"), "pets")
+    assert "has split folders (test) and other folders (cat, dog) side by side" in problem_of(listing)
+
+
+def test_what_programs_leave_behind_is_no_class(tmp_path):
+    litter = ("cat/1.png", "dog/1.png", "@eaDir/1.png", ".ipynb_checkpoints/1.png")
+    assert {image.class_name for image in read_folder(plant(tmp_path, *litter), "pets").images} == {"cat", "dog"}
+
+
 def test_odd_names_work(tmp_path):
     classes = [
         "Crème brûlée",

@@ -311,6 +311,44 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
     assert "class 'emu': has no image that can be read" in refused(recipe_for(unreadable, skip_unreadable=True))
 
 
+def test_an_edited_mask_is_noticed(tmp_path):
+    pets(tmp_path / "img")
+    rows = [
+        {"file_name": f"img/{name}/{k}.png", "label": name, "mask": "mask.png"}
+        for name in ("cat", "dog")
+        for k in range(10)
+    ]
+    (tmp_path / "pets.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paint(tmp_path / "mask.png", 1)
+    before = stage.inputs(recipe_for(tmp_path / "pets.jsonl"))
+    paint(tmp_path / "mask.png", 2)
+    assert stage.inputs(recipe_for(tmp_path / "pets.jsonl")) != before
+
+
+def test_accents_of_a_mac_are_the_same_letters(tmp_path):
+    composed, apart = "cr\u00e8me", "cre\u0300me"
+    pets(tmp_path / "train", names=(apart, "tea"))
+    pets(tmp_path / "test", names=(composed, "tea"), first=5000)
+    _, classes, _ = run(recipe_for(tmp_path), tmp_path.parent / "run")
+    assert [info.name for info in classes] == [composed, "tea"]
+
+
+def test_groups_that_cannot_be_held_out_are_the_reason_that_is_given(tmp_path):
+    pets(tmp_path / "img")
+    rows = [
+        {"file_name": f"img/{name}/{k}.png", "label": name, "group": name} for name in ("cat", "dog") for k in range(10)
+    ]
+    (tmp_path / "pets.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = refused(recipe_for(tmp_path / "pets.jsonl"))
+    assert "its groups stay whole" in text and "dataset.group_is=context" in text
+
+
+def test_one_test_image_is_too_few_and_told_before_anything_slow(tmp_path):
+    pets(tmp_path / "train")
+    paint(tmp_path / "test/cat/0.png", 9000)
+    assert "has one image in test, and an interval needs two" in refused(recipe_for(tmp_path))
+
+
 def test_small_classes_are_told(tmp_path):
     data = pets(tmp_path / "pets")
     paint(data / "emu/1.png", 9000)
@@ -497,6 +535,23 @@ def test_hugging_face_data_is_listed_once_a_start_and_anew_at_the_next(tmp_path,
     pets(tmp_path / "hub" / "train", n=6, names=("owl",), first=5000)
     again = variegate.run(f"hf:{tmp_path / 'hub'}", out=tmp_path / "run", **keys)
     assert "3 classes" in again.summaries["dataset"]["line"]
+
+
+def test_hugging_face_parts_of_one_split_keep_their_images_apart(tmp_path):
+    import datasets
+
+    parts = {}
+    for first, name in enumerate(("train", "trainval", "test")):
+        pets(tmp_path / name, n=3, first=100 * first)
+        files = sorted((tmp_path / name).rglob("*.png"))
+        columns = {"image": list(map(str, files)), "label": [file.parent.name for file in files]}
+        parts[name] = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "hub")
+    _, _, images = run(recipe_for(f"hf:{tmp_path / 'hub'}"), tmp_path / "run")
+    assert len({image.path for image in images}) == len(images) == 18
+    for image in images:
+        path = tmp_path / "run" / image.path
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == image.sha256
 
 
 def test_hugging_face_data_without_a_class_column_says_what_it_has(tmp_path):

@@ -176,6 +176,20 @@ def test_parquet_with_images_inside_points_to_hf(tmp_path):
     assert f"hf:{tmp_path}" in text_of(read_table(tmp_path / "t.parquet", "t"))
 
 
+def test_split_folders_without_a_table_beside_others_are_refused(tmp_path):
+    plant(tmp_path, "train/1.png", "test/cat/1.png", "test/dog/2.png")
+    (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "1.png", "label": "cat"}\n')
+    with pytest.raises(DataError, match="test/: holds images and no table of their labels"):
+        check(Recipe.model_validate({"dataset": {"path": str(tmp_path)}}))
+
+
+def test_a_metadata_table_that_cannot_be_read_is_told(tmp_path):
+    plant(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "metadata.csv").write_bytes("file_name,label\ncat/1.png,k\u00e4tzchen\n".encode("latin-1"))
+    with pytest.raises(DataError, match="metadata.csv.*UTF-8"):
+        check(Recipe.model_validate({"dataset": {"path": str(tmp_path)}}))
+
+
 def test_labelled_metadata_makes_a_folder_a_table(tmp_path):
     plant(tmp_path, "train/1.png", "test/1.png")
     for split in ("train", "test"):

@@ -15,7 +15,7 @@ from llm_server import ChatServer, Cut, prompts, wanted
 from variegate.errors import RecipeError, TaskFailed
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
-from variegate.recipe import Recipe
+from variegate.recipe import LLMSection, Recipe
 from variegate.records import ClassInfo
 from variegate.stages.prompts.asking import Judged, Wish, judge, read_answer, wishes
 from variegate.stages.prompts.naming import Names, with_slot
@@ -82,9 +82,33 @@ def test_a_class_named_inside_another_word_is_no_mention_as_diagens_carrot_is_no
         "wolf", "mouse", "knife", "berry"
     ]  # fmt: skip
     assert with_slot("a photo of a carrot", "car") is None
+    apart, composed = (
+        "cre\u0300me bru\u0302le\u0301e",
+        "crème brûlée",
+    )  # as a Mac's folders have it, and as a model answers
+    assert (
+        with_slot(f"a photo of a {composed}", apart)
+        == with_slot(f"a photo of a {apart}", composed)
+        == "a photo of a {name}"
+    )
     assert with_slot("A CELL  phone, {lit}, beside another cell-phone", "cell_phone") == (
         "A {name}, {{lit}}, beside another {name}"
     )
+
+
+def test_a_key_that_no_header_can_hold_and_a_proxy_that_cannot_be_used_are_told_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from variegate.stages.prompts.endpoint import key_problems
+
+    section = LLMSection(endpoint="https://api.example.com/v1", model="m")
+    monkeypatch.setenv("OPENAI_API_KEY", "\u201csk-secret\u201d")
+    (problem,) = key_problems(section)
+    assert "holds signs that no key has" in problem.what and "secret" not in str(problem)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert key_problems(section) == []
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    assert all("proxy" in str(problem) for problem in key_problems(section))
 
 
 def test_prompts_that_name_another_class_are_dropped_and_asked_for_again(ask: Callable[..., dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_run import class_names
 
@@ -88,6 +89,23 @@ def test_scales_hold_their_values(values: list[float | None]) -> None:
     assert 2 <= len(scale.ticks) <= 9
     for value in values:
         assert value is None or scale.low - 1e-9 <= value <= scale.high + 1e-9
+
+
+def test_pictures_of_sixteen_bits_are_shown_as_they_are_seen(tmp_path: Path) -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    from variegate.stages.report.thumbnails import thumbnails
+
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    found = thumbnails({"deep": tmp_path / "deep.png", "bad": tmp_path / "bad.png"})
+    assert list(found) == ["deep"]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["deep"].split(",")[1]))).convert("L"))
+    assert abs(shown.mean() - 127.5) < 3 and shown[:, :4].mean() < 15 and shown[:, -4:].mean() > 240
 
 
 def test_warnings_of_every_stage_are_shown_those_of_prompts_too(tmp_path: Path) -> None:

@@ -68,11 +68,11 @@ def test_what_refine_made_of_an_image_is_another_image(coloured_run: Run) -> Non
     twin = coloured_run("twin")
     with twin.folder.transaction() as db:
         db.execute("INSERT INTO refined SELECT id, 0.5 FROM plan")
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("drawn_format", "png"), ("refine_key", "halves")])
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("drawn_format", "png"), ("refined_by", "halves")])
     context = pooled(coloured_run, twin)
     before = stage.found(context)
     assert len(stage._open_workshop(context.recipe, context.folder).synthetic) == 18 + 18
-    twin.folder.set_meta("refine_key", "fractals")
+    twin.folder.set_meta("refined_by", "fractals")
     assert stage.found(context) != before, "the same ids, other pictures"
 
 
