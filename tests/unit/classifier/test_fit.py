@@ -294,6 +294,22 @@ def test_a_patch_brings_its_share_of_the_label() -> None:
     assert torch.allclose(rows, (1 - area) * targets + area * patch_targets, atol=1e-6)
 
 
+def test_cmo_pastes_and_margins_count_only_images_that_take_part() -> None:
+    whole = tail_data()
+    kept = np.array([int(np.flatnonzero(whole.real.targets.argmax(axis=1) == label)[0]) for label in range(3)])
+    data = dataclasses.replace(whole, subset=kept)
+    loop = fitting._Loop(classifier(), data, tail_slots(60), dataclasses.replace(SETTINGS, mix="cmo"), COMPUTE)
+    seen: list[int] = []
+    gather = loop.gather
+    loop.gather = lambda is_synthetic, index: (seen.extend(index.tolist()), gather(is_synthetic, index))[1]
+    for seed in range(40):
+        loop.with_patches(
+            torch.zeros(BATCH, 3, 16, 16), torch.zeros(BATCH, 3), seed, torch.Generator().manual_seed(seed)
+        )
+    assert set(seen) == set(kept.tolist())
+    assert len({round(float(margin), 6) for margin in loop.class_table().margins}) == 1, "one image of each class"
+
+
 def test_cmo_pastes_every_class_equally_often_and_into_half_of_the_batches() -> None:
     loop = fitting._Loop(classifier(), tail_data(), tail_slots(200), dataclasses.replace(SETTINGS, mix="cmo"), COMPUTE)
     black, nothing = torch.zeros(BATCH, 3, 16, 16), torch.zeros(BATCH, 3)

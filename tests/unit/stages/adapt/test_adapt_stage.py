@@ -607,3 +607,14 @@ def test_the_stage_runs_again_only_where_its_files_are_gone(tiny_sd: Path, finis
         assert stage.run(Context(recipe_of(tiny_sd, method="none"), folder, QuietReporter()))["line"].startswith(
             "nothing"
         )
+
+
+def test_previews_of_an_earlier_adapter_are_not_taken_for_the_present_ones(tiny_sd: Path, tmp_path: Path) -> None:
+    with make_run(tmp_path / "run") as folder:
+        learn(folder, recipe_of(tiny_sd, previews=1))
+        first = (folder.root / "adapt/preview.png").read_bytes()
+        (folder.root / "adapt/preview_mine.png").write_bytes(b"the user's")
+        learn(folder, recipe_of(tiny_sd, previews=1, seed=5))
+        assert (folder.root / "adapt/preview.png").read_bytes() != first
+        learn(folder, recipe_of(tiny_sd, previews=0, seed=6))
+        assert [path.name for path in (folder.root / "adapt").glob("preview*")] == ["preview_mine.png"]
