@@ -138,7 +138,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_edit: Path) -> Iter
             "UNET": str(OWN["starter-onestep"] / "unet"),
             "FILE": str(root / "places.txt"),
             "prompts.csv": str(root / "prompts.csv"),
-            "unet.safetensors": str(STARTER / "unet" / "diffusion_pytorch_model.safetensors"),
+            "DIR/unet.safetensors": str(STARTER / "unet" / "diffusion_pytorch_model.safetensors"),
             "clip:ViT-B-32/openai": "clip:starter",
             "http://127.0.0.1:8000/v1": server.url,
         }

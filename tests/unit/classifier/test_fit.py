@@ -210,7 +210,7 @@ def test_more_stages_than_the_net_has_are_refused_with_its_number() -> None:
 
 def test_test_images_are_not_visible_to_fit() -> None:
     """Diff-Mix chose its checkpoint on the test set; what fit receives has no place for one."""
-    assert [field.name for field in dataclasses.fields(FitData)] == ["real", "synthetic", "val"]
+    assert [field.name for field in dataclasses.fields(FitData)] == ["real", "synthetic", "val", "subset"]
 
 
 # ------------------------------------------------------------------------------------------------ long tails
