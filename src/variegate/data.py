@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -129,7 +130,9 @@ class MixedDataset(Dataset):
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"fraction is {fraction}, should be in [0, 1]")
         self.real, self.synthetic, self.policy, self.fraction, self.seed = real, synthetic, policy, fraction, seed
-        self._labels = _labels(real_classes or getattr(real, "classes", None), synthetic.classes)
+        self._names = real_classes or getattr(real, "classes", None)
+        for own in range(len(real_classes or ())):
+            self._label(own)  # a misspelt name is told now
         ids = _ids(real, real_ids, policy)
         parents = mixing.parent_indices([record.source for record in synthetic.records], ids)
         targets = np.array([record.target for record in synthetic.records], np.int64)
@@ -160,23 +163,20 @@ class MixedDataset(Dataset):
         image, target = self.real[place]
         if isinstance(target, torch.Tensor) and target.ndim == 1:
             return Sample(image, target.to(torch.float32))
-        if self._labels is None:
-            text = f"label {int(target)} of the real images may be any class: a run sorts its classes by name"
+        row = labels.one_hot([self._label(int(target))], len(self.synthetic.classes))[0]
+        return Sample(image, torch.from_numpy(row))
+
+    def _label(self, own: int) -> int:
+        """The run's label for one of the real data set's own."""
+        if self._names is None:
+            text = f"label {own} of the real images may be any class: a run sorts its classes by name"
             raise DataError(Problem("MixedDataset", text, "give real_classes=[...], the names in their order"))
-        return Sample(
-            image, torch.from_numpy(labels.one_hot([self._labels[int(target)]], len(self.synthetic.classes))[0])
-        )
-
-
-def _labels(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
-    """The run's label of each of the real data set's; None where its names are not known."""
-    if names is None:
-        return None
-    unknown = [name for name in names if name not in classes]
-    if unknown:
-        text = f"the run has no class {unknown[0]!r}; it has {', '.join(classes[:5])}"
-        raise DataError(Problem("MixedDataset", text, "give the names as the run has them in real_classes"))
-    return [list(classes).index(name) for name in names]
+        known = {name: label for label, name in enumerate(self.synthetic.classes)}
+        name = normalize("NFC", str(self._names[own]))  # as a run spells them, whatever a Mac's folders do
+        if name not in known:
+            text = f"the run has no class {name!r}; it has {', '.join(self.synthetic.classes[:5])}"
+            raise DataError(Problem("MixedDataset", text, "give the names as the run has them in real_classes"))
+        return known[name]
 
 
 def _ids(real: LabelledImages, given: Sequence[str] | None, policy: str) -> Sequence[str]:

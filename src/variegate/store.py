@@ -314,7 +314,7 @@ class RunFolder:
                        ROW_NUMBER() OVER (PARTITION BY id ORDER BY made_by = 'human' DESC, seq DESC) AS rank FROM decisions) d
             ON d.id = plan.id AND d.rank = 1 ORDER BY plan.row"""
         extension = self.meta("image_format") or "jpg"
-        refined = (self.meta("refined_by") or "") if self.drawn_format else ""
+        refined = (self.meta("refined_by") or self.meta("refine_key") or "") if self.drawn_format else ""
         images = [
             SyntheticImage(row[0], _image_path("synthetic/train", row[1], row[0], extension), *(*row[2:], refined))
             for row in self.db.execute(query)

@@ -214,7 +214,7 @@ def lay_out(
 
 
 def _combined(method: Method, best: str) -> Method:
-    own = {key: value for key, value in method.arm.train.items() if key != "transport"}  # of its own mix
+    own = {key: value for key, value in method.arm.train.items() if key != "transport" or "mix" not in CLASSIC[best]}
     train = {**own, **CLASSIC[best]}
     arm = method.arm.model_copy(update={"name": f"{method.arm.name}+{best}", "train": train})
     return replace(method, name=f"{method.name} + {best}", kind="combined", arm=arm, same_as="")

@@ -155,6 +155,9 @@ def test_puzzle_mix_with_transport_is_compared_with_classic_augmentations() -> N
         run = base if method.run == CLASSIC_RUN else layout.runs[method.run]
         train = plan.settled(run, [method.arm], draw=0, shots=None, seeds=1).train_of(method.arm)
         assert train.transport == (train.mix == "puzzle-mix"), method.name
+    (combined,) = [method for method in laid_out(puzzle, best="randaugment").methods if method.kind == "combined"]
+    train = laid_out(puzzle).runs[combined.run].train_of(combined.arm)
+    assert (train.mix, train.transport, train.augment) == ("puzzle-mix", True, "randaugment")
 
 
 def test_copies_are_about_as_many_as_are_drawn() -> None:

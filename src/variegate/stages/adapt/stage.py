@@ -100,13 +100,18 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
     problems = [problem for problem in found if problem]
     if problems:
         raise ModelError(problems)
-    path = recipe.dataset.path
-    tables = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-    has_masks = path == "builtin:meadow" or path.lower().endswith(tables) or any(Path(path).glob("**/metadata.*"))
-    if section.mask == "foreground" and not has_masks:
+    if section.mask == "foreground" and not _may_have_masks(recipe.dataset.path):
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")
         )
+
+
+def _may_have_masks(data: str) -> bool:
+    """Tables have them, also those in a folder; class folders, hubs and digits do not."""
+    path = Path(data).expanduser()
+    if data == "builtin:meadow" or path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
+        return True
+    return any(path.glob("metadata.*")) or any(path.glob("*/metadata.*"))
 
 
 def _first_word_problem(recipe: Recipe, model: Path, classes: Sequence[ClassInfo]) -> Problem | None:

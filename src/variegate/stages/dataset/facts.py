@@ -145,7 +145,8 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
 def _spelt_alike(listing: Listing) -> Listing:
     """Class names in one Unicode form: a Mac's folders have accents of their own (NFD), tables and people do not (NFC)."""
     images = tuple(replace(image, class_name=normalize("NFC", image.class_name)) for image in listing.images)
-    empty = tuple(normalize("NFC", name) for name in listing.empty_classes)
+    found = {image.class_name for image in images}
+    empty = tuple(name for name in (normalize("NFC", one) for one in listing.empty_classes) if name not in found)
     return replace(listing, images=images, empty_classes=empty)
 
 

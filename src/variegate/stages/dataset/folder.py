@@ -39,7 +39,7 @@ def read_folder(root: Path, shown: str) -> Listing:
     tops = _class_folders(root, walk)
     splits = split_words(tops)
     layered = [name for name in splits if _class_folders(root / name, _Walk())]
-    others = [name for name in tops if name not in splits and splits and _holds_images(root, name)]
+    others = [name for name in tops if name not in splits and splits and holds_images(root, name)]
     same = {name for top in layered for name in _class_folders(root / top, _Walk())} & set(others)
     if others and (same or "train" in {split_of(name) for name in layered}):
         text = f"has split folders ({enumerated(splits)}) and other folders ({enumerated(others)}) side by side"
@@ -89,7 +89,8 @@ def _add_classes(root: Path, top: str, class_names: Sequence[str], walk: _Walk) 
         walk.found.extend(FoundImage(name, class_name, split, root / name) for name in names)
 
 
-def _holds_images(root: Path, name: str) -> bool:
+def holds_images(root: Path, name: str) -> bool:
+    """Whether images lie anywhere below a folder, litter of other programs left out."""
     walk = _Walk()
     _walk_below(root, name, walk, _above(root))
     return bool(walk.images)

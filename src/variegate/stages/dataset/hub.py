@@ -111,8 +111,9 @@ def _check_columns(part: Dataset, dataset: DatasetSection, shown: str) -> None:
     if label is not None and not (
         isinstance(label, datasets.ClassLabel) or getattr(label, "dtype", "") in LABEL_DTYPES
     ):
-        text = f"column {dataset.label_column!r} names no classes (it has {columns})"
-        problems.append(Problem(shown, text, _column_remedy("label_column", dataset.label_column, part)))
+        text = f"column {dataset.label_column!r} holds neither names nor whole numbers (it has {columns})"
+        remedy = "store labels as text or whole numbers, or name another column: --set dataset.label_column=NAME"
+        problems.append(Problem(shown, text, remedy))
     if problems:
         raise DataError(problems)
 

@@ -9,7 +9,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import IMAGE_EXTENSIONS
 from variegate.recipe import Recipe
 from variegate.stages.dataset.builtin import NAMES, read_builtin
-from variegate.stages.dataset.folder import read_folder
+from variegate.stages.dataset.folder import holds_images, read_folder
 from variegate.stages.dataset.hub import read_hub
 from variegate.stages.dataset.listing import Listing, split_words
 from variegate.stages.dataset.tables import METADATA_NAMES, TABLE_EXTENSIONS, find_metadata, join_listings, read_table
@@ -41,13 +41,12 @@ def _read_local_folder(root: Path, data: str) -> Listing:
     if (root / "run.db").is_file():
         raise DataError(Problem(data, "is a run folder, not a folder of images", f"give {_KINDS}"))
     tables = find_metadata(root)
-    covered = {prefix for _, _, prefix in tables}
-    if tables and "" not in covered:
-        _refuse_uncovered(root, covered)
     if tables:
-        return join_listings(
+        listing = join_listings(
             [read_table(table, data, split=split, prefix=prefix) for table, split, prefix in tables], data
         )
+        _refuse_uncovered(root, listing, {prefix for _, _, prefix in tables})
+        return listing
     listing = read_folder(root, data)
     if not listing.images and any(root.rglob("*.parquet")):
         what = "holds Parquet files and no class folders"
@@ -65,15 +64,21 @@ def _read_local_folder(root: Path, data: str) -> Listing:
     )
 
 
-def _refuse_uncovered(root: Path, covered: set[str]) -> None:
-    """Split folders that hold images beside others whose images a table labels; `covered` are those, as NAME/."""
+def _refuse_uncovered(root: Path, listing: Listing, covered: set[str]) -> None:
+    """Split folders of images that no table names, beside others that have one; `covered` are those, as NAME/."""
+    if "" in covered:
+        return
+    named = {
+        path.resolve() for image in listing.images for path in (image.content, image.mask) if isinstance(path, Path)
+    }
+    used = {path.relative_to(root.resolve()).parts[0] for path in named if path.is_relative_to(root.resolve())}
     folders = split_words([entry.name for entry in sorted(root.iterdir()) if entry.is_dir()])
+    remedy = "give it a metadata.csv with file_name,label, take the tables away and make class folders, or move it away"
     problems = [
-        Problem(f"{name}/", "holds images and no table of their labels, and other split folders have one",
-                "give it a metadata.csv with file_name,label, or take the tables away and make class folders")
+        Problem(f"{name}/", "holds images and no table of their labels, and other split folders have one", remedy)
         for name in folders
-        if f"{name}/" not in covered and any(path.suffix.lower() in IMAGE_EXTENSIONS for path in (root / name).rglob("*"))
-    ]  # fmt: skip
+        if f"{name}/" not in covered and name not in used and holds_images(root, name)
+    ]
     if problems:
         raise DataError(problems)
 

@@ -83,13 +83,21 @@ def find_metadata(root: Path) -> list[tuple[Path, Split | None, str]]:
         for name in METADATA_NAMES:
             if not (folder / name).is_file():
                 continue
-            found = _read(folder / name, name)
-            if found.problems or "label" in found.names:  # one that cannot be read is told when it is read
+            if _is_labelled(folder / name):
                 tables.append((folder / name, split, prefix))
                 break
         if tables and folder == root:
             break  # it may list files in the split folders too
     return tables
+
+
+def _is_labelled(path: Path) -> bool:
+    """Whether a metadata table labels images, also one whose rows cannot be read: that is told when it is read.
+
+    Other tools put files of this name beside images too.
+    """
+    found = _read(path, path.name)
+    return "label" in found.names or bool(found.problems and not found.names and b"label" in path.read_bytes()[:4096])
 
 
 def join_listings(listings: list[Listing], shown: str) -> Listing:

@@ -59,8 +59,9 @@ def _client_problems(section: LLMSection) -> list[Problem]:
     except UnicodeError:
         text = f"the key in {section.key_env} holds signs that no key has, such as typographic quotes"
         return [Problem("prompts.llm.key_env", text, "set it again, as the server shows it")]
-    except ValueError as exc:
-        return [Problem(str(section.endpoint), f"cannot be asked: {exc}", "check the proxies that are set")]
+    except (ValueError, OSError, httpx2.InvalidURL) as exc:
+        text, remedy = f"cannot be asked: {exc}", "check the proxies and SSL_CERT_FILE of the environment"
+        return [Problem(str(section.endpoint), text, remedy)]
     return []
 
 

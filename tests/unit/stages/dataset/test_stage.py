@@ -554,6 +554,17 @@ def test_hugging_face_parts_of_one_split_keep_their_images_apart(tmp_path):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image.sha256
 
 
+@pytest.mark.parametrize("values", [[0.0, 1.0, float("nan")], [[0, 1], [1], [0]]], ids=["decimals", "lists"])
+def test_hugging_face_columns_that_name_no_classes_are_refused(tmp_path, values):
+    import datasets
+
+    files = sorted(pets(tmp_path / "made", n=3, names=("cat",)).rglob("*.png"))
+    made = datasets.Dataset.from_dict({"image": list(map(str, files)), "label": values})
+    made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "hub")
+    text = refused(recipe_for(f"hf:{tmp_path / 'hub'}"))
+    assert "holds neither names nor whole numbers" in text and "dataset.label_column=NAME" in text
+
+
 def test_hugging_face_data_without_a_class_column_says_what_it_has(tmp_path):
     import datasets
 

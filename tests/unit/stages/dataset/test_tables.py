@@ -10,6 +10,7 @@ import pytest
 from variegate.errors import DataError
 from variegate.recipe import Recipe
 from variegate.stages.dataset.listing import Listing
+from variegate.stages.dataset.source import read_source
 from variegate.stages.dataset.stage import check
 from variegate.stages.dataset.tables import find_metadata, read_table
 
@@ -188,6 +189,18 @@ def test_a_metadata_table_that_cannot_be_read_is_told(tmp_path):
     (tmp_path / "metadata.csv").write_bytes("file_name,label\ncat/1.png,k\u00e4tzchen\n".encode("latin-1"))
     with pytest.raises(DataError, match="metadata.csv.*UTF-8"):
         check(Recipe.model_validate({"dataset": {"path": str(tmp_path)}}))
+
+
+def test_metadata_of_other_tools_beside_class_folders_is_passed_over(tmp_path):
+    plant(tmp_path, "cat/1.png", "dog/2.png")
+    for content in (b"image;author;note\na;b;c;d\n", "caf\u00e9,x\n".encode("latin-1"), b"# a comment\na,b,c\n"):
+        (tmp_path / "metadata.csv").write_bytes(content)
+        assert find_metadata(tmp_path) == []
+    plant(tmp_path / "more", "train/1.png", "test/1.png", "test_masks/1.png")
+    for split in ("train", "test"):
+        (tmp_path / f"more/{split}/metadata.csv").write_text("file_name,label,mask\n1.png,cat,../test_masks/1.png\n")
+    listing = read_source(Recipe.model_validate({"dataset": {"path": str(tmp_path / "more")}}))
+    assert [image.split for image in listing.images] == ["test", "train"], "a folder of masks is no split"
 
 
 def test_labelled_metadata_makes_a_folder_a_table(tmp_path):
