@@ -117,7 +117,7 @@ def _part(name: str, outcomes: Sequence[Outcome], real: Sequence[Outcome]) -> di
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    if len(values) < 2:
+    if len(values) < 2 or not np.ptp(values):  # draws that agree to the last digit say nothing of how far others may be
         return {"mean": float(np.mean(values)), "low": None, "high": None}
     found = over_draws(values).interval()
     return {"mean": found.mean, "low": found.low, "high": found.high}
@@ -201,7 +201,7 @@ def summarise_curve(points: Mapping[str, Sequence[Outcome]], values: Mapping[str
 def _point(value: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     draws = [mean_if_all(one.val["selected"]) for one in outcomes]
     known = [one for one in draws if one is not None]
-    interval = over_draws(known).interval() if len(known) > 1 else None
+    interval = over_draws(known).interval() if len(known) > 1 and np.ptp(known) else None
     return {
         "value": value,
         "val_accuracy": mean_if_all(draws),

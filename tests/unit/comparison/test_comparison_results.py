@@ -157,3 +157,11 @@ def test_parts_of_one_draw_have_no_interval() -> None:
     found = {name: [replace(draws[0], parts={"worst cell": 0.25})] for name, draws in found.items()}
     part = summarise(layout(*ROWS), found, "real+cutmix", 1)["methods"][3]["parts"][0]
     assert (part["accuracy"], part["low"], part["gain"]["high"]) == (0.25, None, None)
+
+
+def test_parts_that_are_the_same_in_every_draw_have_no_interval() -> None:
+    from variegate.comparison.results import _spread
+
+    assert _spread([0.0, 0.0, 0.0]) == {"mean": 0.0, "low": None, "high": None}
+    some = _spread([0.0, 0.2])
+    assert some["low"] is not None and some["low"] < some["mean"]
