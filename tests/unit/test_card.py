@@ -10,7 +10,7 @@ import yaml
 from variegate.card import CARD, write_card
 from variegate.citations import PAPERS, papers_of
 from variegate.metadata import write_metadata
-from variegate.recipe import Recipe
+from variegate.recipe import Recipe, overlaid
 from variegate.stages.curate import stage as curate
 
 
@@ -70,6 +70,16 @@ def test_folders_of_this_machine_are_left_out(carded) -> None:
     assert "`birds`" in text and "`.../painter`" in text and ".../old" in text
     _, text = carded(dataset={"path": "hf:/home/ann/secret/birds"})
     assert "/home/ann" not in text and "`birds`" in text
+
+
+def test_validation_images_that_said_when_to_stop_are_owned_to(carded) -> None:
+    context, text = carded()
+    assert "validation and test images took no part" in text
+    adapt = {"method": "lora", "early_stop": 2}
+    changes = {"adapt": adapt, "generate": {"method": "diff-aug"}}
+    write_card(context.folder, Recipe.model_validate(overlaid(context.recipe.model_dump(), changes)))
+    text = context.folder.path(CARD).read_text()
+    assert "validation images said when to stop" in text and "took no part" in text
 
 
 def test_the_models_own_card_tells_its_licence(carded, tmp_path: Path) -> None:

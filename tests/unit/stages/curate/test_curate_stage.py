@@ -284,3 +284,14 @@ def test_a_text_that_tells_nothing_is_refused_with_the_recipe(step: dict, said: 
 def test_texts_on_other_scores_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"curate.0.text: has no effect on class-agreement"):
         stage.check(Recipe(curate=[agreement(text="a {name}")]))
+
+
+def test_classifiers_that_start_from_a_replaced_file_judge_anew(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"one")
+    values = {
+        "curate": [agreement(encoder="classifier")],
+        "train": {"pretrained": str(tmp_path / "weights.safetensors")},
+    }
+    before = stage.inputs(Recipe.model_validate(values))
+    (tmp_path / "weights.safetensors").write_bytes(b"another")
+    assert stage.inputs(Recipe.model_validate(values)) != before
