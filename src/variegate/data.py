@@ -131,6 +131,7 @@ class MixedDataset(Dataset):
             raise ValueError(f"fraction is {fraction}, should be in [0, 1]")
         self.real, self.synthetic, self.policy, self.fraction, self.seed = real, synthetic, policy, fraction, seed
         self._names = real_classes or getattr(real, "classes", None)
+        self._known = {name: label for label, name in enumerate(synthetic.classes)}
         for own in range(len(real_classes or ())):
             self._label(own)  # a misspelt name is told now
         ids = _ids(real, real_ids, policy)
@@ -171,12 +172,11 @@ class MixedDataset(Dataset):
         if self._names is None:
             text = f"label {own} of the real images may be any class: a run sorts its classes by name"
             raise DataError(Problem("MixedDataset", text, "give real_classes=[...], the names in their order"))
-        known = {name: label for label, name in enumerate(self.synthetic.classes)}
         name = normalize("NFC", str(self._names[own]))  # as a run spells them, whatever a Mac's folders do
-        if name not in known:
+        if name not in self._known:
             text = f"the run has no class {name!r}; it has {', '.join(self.synthetic.classes[:5])}"
             raise DataError(Problem("MixedDataset", text, "give the names as the run has them in real_classes"))
-        return known[name]
+        return self._known[name]
 
 
 def _ids(real: LabelledImages, given: Sequence[str] | None, policy: str) -> Sequence[str]:
