@@ -47,7 +47,9 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Ru
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change any recipe key; may be repeated.")
 ]
-Workers = Annotated[int, typer.Option("--workers", "-w", min=1, max=512, help="Processes that draw.")]
+Workers = Annotated[
+    int, typer.Option("--workers", "-w", min=1, max=512, help="Processes that draw; with GPUs one for each.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON on standard output.")]
 
 

@@ -23,12 +23,12 @@ class Job:
 
 
 class Squarer:
-    def __init__(self, note: Path | None = None) -> None:
+    def __init__(self, note: Path | None, number: int) -> None:
         if note:
             note.write_text("open")
-        self.note = note
+        self.note, self.number = note, number
 
-    def __call__(self, job: Job) -> tuple[int, int]:
+    def __call__(self, job: Job) -> tuple[int, int, int]:
         if job.kind == "raise":
             raise ZeroDivisionError("no such square")
         if job.kind == "user-error":
@@ -39,7 +39,7 @@ class Squarer:
             os.kill(os.getpid(), signal.SIGKILL)
         if job.kind == "sleep":
             time.sleep(60)
-        return job.number**2, os.getpid()
+        return job.number**2, os.getpid(), self.number
 
     def close(self) -> None:
         if self.note:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -112,6 +112,26 @@ def own_device(requested: str) -> str:
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else requested
+
+
+def worker_devices(requested: str, device: str) -> tuple[str, ...]:
+    """Where workers do what was planned on `device`: there, and on all GPUs of its kind where the recipe names no one GPU."""
+    if requested not in {"auto", "cuda"} or not device.startswith("cuda"):
+        return (device,)
+    import torch
+
+    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    kind = torch.cuda.get_device_name(device)
+    return (device, *(one for one in every if one != device and torch.cuda.get_device_name(one) == kind))
+
+
+def num_workers(wanted: int, tasks: int, devices: Sequence[str]) -> int:
+    """How many workers there are for `tasks`: on accelerators one for each, whose memory batches are made to fill.
+
+    >>> num_workers(4, 9, ["cpu"]), num_workers(4, 9, ["cuda:0", "cuda:1"]), num_workers(4, 1, ["cpu"])
+    (4, 2, 1)
+    """
+    return min(wanted, tasks, wanted if devices[0] == "cpu" else len(devices))
 
 
 def resolve_dtype(requested: Dtype | Literal["auto"], device: str, machine: Machine) -> Dtype:

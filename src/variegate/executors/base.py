@@ -1,7 +1,8 @@
 """How tasks run, and nothing about what they do.
 
 An executor is a function `run_tasks(open_worker, tasks, workers)` that yields (task, result) as tasks finish. Tasks are small,
-idempotent and picklable; `open_worker` is picklable too and opens what a worker holds (a loaded model) once a process.
+idempotent and picklable; `open_worker` is picklable too, is told the worker's number from 0 on and opens what it holds (a loaded
+model) once a process. A worker that replaces a dead one has its number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
 
-OpenWorker = Callable[[], Worker]
+OpenWorker = Callable[[int], Worker]
 
 
 class RunTasks(Protocol):

@@ -40,7 +40,7 @@ def run_tasks(
 
 
 def _in_process(open_worker: OpenWorker, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    with contextlib.closing(open_worker()) as worker:
+    with contextlib.closing(open_worker(0)) as worker:
         for task in tasks:
             try:
                 result = worker(task)
@@ -109,7 +109,7 @@ class _Process:
         self.task: Any = None
         self.attempt = 0
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(open_worker, theirs, self.log), daemon=True)
+        self.process = context.Process(target=_work, args=(open_worker, number, theirs, self.log), daemon=True)
         with _environment(OMP_WAIT_POLICY="PASSIVE"):
             self.process.start()
         theirs.close()
@@ -162,7 +162,7 @@ class _Process:
 # --------------------------------------------------------------------------------- in the worker process
 
 
-def _work(open_worker: OpenWorker, pipe: Connection, log: str) -> None:
+def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> None:
     """Answer tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _end_with_parent()
@@ -176,7 +176,7 @@ def _work(open_worker: OpenWorker, pipe: Connection, log: str) -> None:
             except EOFError:
                 return
             try:
-                worker = worker or open_worker()
+                worker = worker or open_worker(number)
                 answer = ("done", worker(task))
             except VariegateError as exc:
                 traceback.print_exc()

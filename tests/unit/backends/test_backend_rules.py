@@ -20,7 +20,15 @@ from variegate.backends.base import (
     resolve_backend,
     strength_problems,
 )
-from variegate.backends.devices import Machine, chunk_size, in_parts, own_device, resolve_device, resolve_dtype
+from variegate.backends.devices import (
+    Machine,
+    chunk_size,
+    in_parts,
+    own_device,
+    resolve_device,
+    resolve_dtype,
+    worker_devices,
+)
 from variegate.errors import ModelError
 from variegate.recipe import BackendSection, GenerateSection, Recipe
 
@@ -99,6 +107,18 @@ def test_each_process_of_a_team_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as team:
             team.setenv("WORLD_SIZE", "2")
             assert [own_device(asked) for asked in ("auto", "cuda:0", "cpu")] == [own, "cuda:0", "cpu"]
+
+
+def test_workers_spread_over_the_gpus_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    kinds = ["H200", "T4", "H200"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: kinds[int(device.removeprefix("cuda:"))])
+    assert worker_devices("auto", "cuda:0") == ("cuda:0", "cuda:2"), "other kinds would draw other bytes"
+    assert worker_devices("cuda", "cuda:1") == ("cuda:1",)
+    assert worker_devices("cuda:0", "cuda:0") == ("cuda:0",), "the recipe names one"
+    assert worker_devices("auto", "cpu") == ("cpu",)
 
 
 def test_work_that_does_not_fit_into_memory_is_done_in_parts() -> None:

@@ -29,25 +29,26 @@ def test_one_worker_is_this_process_and_is_closed(tmp_path: Path) -> None:
 
 
 def test_two_workers_share_the_tasks() -> None:
-    results = list(run_tasks(Squarer, [Job(k) for k in range(9)], 2))
+    results = list(run_tasks(partial(Squarer, None), [Job(k) for k in range(9)], 2))
     assert squares(results) == {k: k * k for k in range(9)}
     assert os.getpid() not in {result[1] for _, result in results}
-    assert list(run_tasks(Squarer, [], 2)) == []
+    assert len({result[1:] for _, result in results}) == 2, "each has its own number"
+    assert list(run_tasks(partial(Squarer, None), [], 2)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_task_is_named(workers: int, tmp_path: Path) -> None:
     with pytest.raises(TaskFailed, match="job 3 failed: ZeroDivisionError: no such square") as caught:
-        list(run_tasks(Squarer, [Job(1), Job(3, "raise")], workers, log_dir=tmp_path))
+        list(run_tasks(partial(Squarer, None), [Job(1), Job(3, "raise")], workers, log_dir=tmp_path))
     if workers == 2:
         assert "no such square" in Path(caught.value.log).read_text()
     with pytest.raises(DataError, match="here: is wrong — right it"):
-        list(run_tasks(Squarer, [Job(1, "user-error")], workers))
+        list(run_tasks(partial(Squarer, None), [Job(1, "user-error")], workers))
 
 
 def test_a_dead_workers_task_is_tried_once_more(tmp_path: Path) -> None:
     jobs = [Job(1), Job(2, "die-once", str(tmp_path / "died")), Job(3)]
-    assert squares(list(run_tasks(Squarer, jobs, 2))) == {1: 1, 2: 4, 3: 9}
+    assert squares(list(run_tasks(partial(Squarer, None), jobs, 2))) == {1: 1, 2: 4, 3: 9}
     assert (tmp_path / "died").exists()
 
 
@@ -55,16 +56,17 @@ def test_a_task_that_kills_twice_fails(tmp_path: Path) -> None:
     with pytest.raises(
         TaskFailed, match=r"job 2 failed: its worker ended twice \(SIGKILL, most likely for want of memory\)"
     ):
-        list(run_tasks(Squarer, [Job(2, "die")], 2, log_dir=tmp_path))
+        list(run_tasks(partial(Squarer, None), [Job(2, "die")], 2, log_dir=tmp_path))
 
 
 DRIVER = """
 import sys, multiprocessing
+from functools import partial
 sys.path.insert(0, {folder!r})
 from squaring import Job, Squarer
 from variegate.executors.local import run_tasks
 if __name__ == "__main__":
-    for job, result in run_tasks(Squarer, [Job(1), Job(2), Job(3, "sleep"), Job(4, "sleep")], 2):
+    for job, result in run_tasks(partial(Squarer, None), [Job(1), Job(2), Job(3, "sleep"), Job(4, "sleep")], 2):
         print(result[1], flush=True)
 """
 

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class DrawSetup:
     """What a worker needs once."""
 
     spec: BackendSpec
+    devices: tuple[str, ...]  # of the workers, in turn
     root: str  # run folder
     classes: tuple[ClassInfo, ...]  # in label order
     sources: tuple[RealImage, ...]  # the training images, sorted by id
@@ -82,11 +83,12 @@ class Drawn:
 class DrawWorker:
     """Holds the model; draws chunk after chunk."""
 
-    def __init__(self, setup: DrawSetup) -> None:
+    def __init__(self, setup: DrawSetup, number: int = 0) -> None:
         from variegate.backends.diffusion import DiffusionBackend
 
         self.setup = setup
-        self.backend = DiffusionBackend.open(setup.spec)
+        device = setup.devices[number % len(setup.devices)]
+        self.backend = DiffusionBackend.open(replace(setup.spec, device=device))
         self.sources = {image.id: image for image in setup.sources}
         self.latents = SourceLatents(setup, lambda _, squares: self.backend.encode_sources(squares))
         self.repainted = lru_cache(KEPT_MASKS)(self._repainted)

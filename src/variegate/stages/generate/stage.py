@@ -11,7 +11,7 @@ from typing import Any
 
 from variegate.backends.adapter import ADAPTER, adapter_hash, parts_used
 from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, with_adapter
-from variegate.backends.devices import resolve_device
+from variegate.backends.devices import num_workers, resolve_device, worker_devices
 from variegate.backends.folder import model_fingerprint, read_model
 from variegate.card import write_card
 from variegate.errors import ModelError, Problem, RunFolderError
@@ -156,15 +156,33 @@ def _same_place(spec: BackendSpec, path: str, unet: str) -> BackendSpec:
 
 def draw_pending(context: Context, spec: BackendSpec) -> int:
     """Draw every chunk that is not done; returns the number of images drawn now."""
-    folder, recipe = context.folder, context.recipe
+    folder = context.folder
     pending = folder.pending_chunks()
     if not pending:
         return 0
     query = "SELECT SUM(num_rows), COALESCE(SUM(num_rows) FILTER (WHERE state = 'done'), 0) FROM chunks"
     total, done = folder.db.execute(query).fetchone()
+    setup = draw_setup(context, spec)
+    workers = num_workers(context.workers, len(pending), setup.devices)
+    if workers < min(context.workers, len(pending)):
+        context.reporter.line(
+            f"generate: {workers} of {context.workers} workers draw, one for each GPU like {spec.device}"
+        )
+    results = run_tasks(partial(DrawWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
+    with explained(folder.root), context.reporter.bar("drawing", total, done=done) as bar:
+        for _, result in results:
+            _record(context, result)
+            bar.advance(result.num_images)
+    return total - done
+
+
+def draw_setup(context: Context, spec: BackendSpec) -> DrawSetup:
+    """What every worker is told."""
+    folder, recipe = context.folder, context.recipe
     sources, masking = _sources(folder), _masking(recipe, spec.size_px)
-    setup = DrawSetup(
+    return DrawSetup(
         spec=spec,
+        devices=worker_devices(recipe.backend.device, spec.device),
         root=str(folder.root.resolve()),
         classes=tuple(folder.classes()),
         sources=tuple(sources),
@@ -177,13 +195,6 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
         masks=tuple(masking.keys(sources)) if masking else (),
         paste=recipe.generate.mask_paste,
     )
-    workers = min(context.workers, len(pending))
-    results = run_tasks(partial(DrawWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
-    with explained(folder.root), context.reporter.bar("drawing", total, done=done) as bar:
-        for _, result in results:
-            _record(context, result)
-            bar.advance(result.num_images)
-    return total - done
 
 
 def _tasks(folder: RunFolder, chunks: list[int]) -> Iterator[DrawTask]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from variegate.backends.devices import num_workers, worker_devices
 from variegate.card import write_card
 from variegate.errors import RecipeError
 from variegate.executors.local import run_tasks
@@ -18,7 +19,7 @@ from variegate.recipe import Recipe
 from variegate.records import content_id
 from variegate.stages.refine.estimate import estimate
 from variegate.stages.refine.hybrid import WHERE
-from variegate.stages.refine.work import Refined, RefineSetup, RefineTask, RefineWorker
+from variegate.stages.refine.work import Refined, RefineSetup, RefineTask, RefineWorker, uses_torch
 from variegate.store import RunFolder, explained, sweep_temporary, synthetic_path
 
 __all__ = ["NAME", "check", "estimate", "found", "inputs", "intact", "run"]
@@ -100,9 +101,9 @@ def refine_pending(context: Context) -> int:
     if not pending:
         return 0
     total, done = folder.db.execute("SELECT (SELECT COUNT(*) FROM plan), (SELECT COUNT(*) FROM refined)").fetchone()
-    workers = min(context.workers, len(pending))
-    open_worker = partial(RefineWorker, _setup(context))
-    results = run_tasks(open_worker, _tasks(folder, pending), workers, log_dir=folder.root / "logs")
+    setup = _setup(context)
+    workers = num_workers(context.workers, len(pending), setup.devices)
+    results = run_tasks(partial(RefineWorker, setup), _tasks(folder, pending), workers, log_dir=folder.root / "logs")
     with explained(folder.root), context.reporter.bar("refining", total, done=done) as bar:
         for _, result in results:
             _record(context, result)
@@ -122,7 +123,7 @@ def _setup(context: Context) -> RefineSetup:
         max_megapixels=recipe.dataset.max_megapixels,
         drawn_format=folder.drawn_format or "png",
         image_format=folder.meta("image_format") or "jpg",
-        device=spec["device"],
+        devices=worker_devices(recipe.backend.device, spec["device"]) if uses_torch(recipe.refine) else ("cpu",),
         dtype=spec["dtype"],
         threads=spec["threads"],
     )

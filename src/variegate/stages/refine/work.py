@@ -34,7 +34,7 @@ class RefineSetup:
     max_megapixels: float
     drawn_format: str
     image_format: str
-    device: str  # of encoders: where the images were drawn
+    devices: tuple[str, ...]  # of the workers' encoders, in turn: where the images were drawn
     dtype: str
     threads: int
 
@@ -63,10 +63,11 @@ class Refined:
 class RefineWorker:
     """Holds the operations and their encoders; refines chunk after chunk."""
 
-    def __init__(self, setup: RefineSetup) -> None:
+    def __init__(self, setup: RefineSetup, number: int = 0) -> None:
         self.setup = setup
-        self.threads_before = _set_threads(setup.threads) if _uses_torch(setup.steps) else None
-        self.operations = open_operations(setup.steps, setup.classes, device=setup.device, dtype=setup.dtype)
+        self.threads_before = _set_threads(setup.threads) if uses_torch(setup.steps) else None
+        device = setup.devices[number % len(setup.devices)]
+        self.operations = open_operations(setup.steps, setup.classes, device=device, dtype=setup.dtype)
         self.files = ThreadPoolExecutor(FILE_THREADS)
 
     def __call__(self, task: RefineTask) -> Refined:
@@ -112,7 +113,8 @@ class RefineWorker:
             _set_threads(self.threads_before)
 
 
-def _uses_torch(steps: Sequence[RefineStep]) -> bool:
+def uses_torch(steps: Sequence[RefineStep]) -> bool:
+    """Whether any of them computes on a device; the others are numpy's."""
     return any(step.op == "hybrid-blend" for step in steps)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from variegate.recipe import (
 )
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
+from variegate.stages.generate.draw import DrawWorker
 from variegate.stages.generate.masks import Masking
 from variegate.store import RunFolder
 
@@ -109,6 +111,15 @@ def test_every_planned_image_is_there_and_counted(tiny_sd: Path, make_run) -> No
         assert summary["unet_evaluations"] == 9 * 2 * 2 + 9 * 4 * 2
         assert summary["chunks"] == 4 and "18 images drawn in" in summary["line"]
         assert stage.intact(Context(recipe_of(tiny_sd), folder, QuietReporter()))
+
+
+def test_each_worker_draws_on_the_device_of_its_turn(tiny_sd: Path, make_run) -> None:
+    with make_run() as folder:
+        context = Context(recipe_of(tiny_sd), folder, QuietReporter())
+        setup = stage.draw_setup(context, stage.prepare(context))
+        for number, device in enumerate(["cpu", "meta", "cpu"]):
+            with closing(DrawWorker(replace(setup, devices=("cpu", "meta")), number)) as worker:
+                assert worker.backend.device.type == device
 
 
 def test_the_table_says_what_each_image_is(tiny_sd: Path, make_run) -> None:
