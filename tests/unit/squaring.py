@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from variegate.errors import DataError, Problem
+from variegate.executors.base import Report
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Squarer:
             note.write_text("open")
         self.note, self.number = note, number
 
-    def __call__(self, job: Job) -> tuple[int, int, int]:
+    def __call__(self, job: Job, report: Report) -> tuple[int, int, int]:
         if job.kind == "raise":
             raise ZeroDivisionError("no such square")
         if job.kind == "user-error":
@@ -39,6 +40,7 @@ class Squarer:
             os.kill(os.getpid(), signal.SIGKILL)
         if job.kind == "sleep":
             time.sleep(60)
+        report(job.number)
         return job.number**2, os.getpid(), self.number
 
     def close(self) -> None:

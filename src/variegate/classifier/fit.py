@@ -30,6 +30,7 @@ from variegate.records import seed_from
 
 CHECKPOINT_EVERY_S = 30.0
 QUICK_SAVE_S = 1.5  # models that take longer to save are saved more rarely: at most a twentieth of the time
+SMALL_BATCH = 1 << 17  # pixels
 PREDICT_BATCH = 64  # feature maps of more than that fall out of the processor's cache
 
 State = dict[str, torch.Tensor]
@@ -77,6 +78,7 @@ class Compute:
 
     device: torch.device
     autocast: bool  # bf16 products, fp32 weights
+    threads: int
 
 
 @dataclass(slots=True)
@@ -103,10 +105,17 @@ class Fitted:
     log: list[dict[str, Any]]
 
 
-def choose_compute(device: str) -> Compute:
-    """bf16 products where the processor has them; raises ModelError for a device that is absent."""
+def choose_compute(device: str, threads: int | None = None) -> Compute:
+    """bf16 products where the processor has them, all cores unless said; raises ModelError for a device that is absent."""
     name = resolve_device(device)
-    return Compute(torch.device(name), autocast=resolve_dtype("auto", name, this_machine()) == "bf16")
+    is_bf16 = resolve_dtype("auto", name, this_machine()) == "bf16"
+    return Compute(torch.device(name), autocast=is_bf16, threads=threads or available_cores())
+
+
+def threads_of(section: TrainSection, size_px: int) -> int:
+    """Cores that one classifier learns on: a second one brings our own small net nothing (docs/log.md, 2026-11-28)."""
+    is_small = section.model == OWN_MODEL and section.batch * size_px**2 <= SMALL_BATCH
+    return 1 if is_small else available_cores()
 
 
 def make_optimizer(
@@ -392,10 +401,10 @@ def _num_classes(classifier: Classifier) -> int:
 
 @contextmanager
 def _settled(compute: Compute) -> Iterator[None]:
-    """Repeatable kernels, and as many threads as this process may use."""
+    """Repeatable kernels, on as many cores as it was settled."""
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(compute.threads)
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
             yield
     finally:

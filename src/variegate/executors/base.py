@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+Report = Callable[[int], None]  # told how much more of a task is done
+
 
 class Worker(Protocol):
-    """Does one task after another."""
+    """Does one task after another, and may say how far it is."""
 
-    def __call__(self, task: Any) -> Any: ...
+    def __call__(self, task: Any, report: Report) -> Any: ...
 
     def close(self) -> None: ...
 
@@ -23,11 +25,21 @@ class Worker(Protocol):
 OpenWorker = Callable[[int], Worker]
 
 
+def ignore(count: int) -> None:
+    """Nobody wants to know."""
+
+
 class RunTasks(Protocol):
     """Raises the worker's own VariegateError, or TaskFailed naming the task and its log."""
 
     def __call__(
-        self, open_worker: OpenWorker, tasks: Iterable[Any], workers: int = 1, *, log_dir: Path | None = None
+        self,
+        open_worker: OpenWorker,
+        tasks: Iterable[Any],
+        workers: int = 1,
+        *,
+        log_dir: Path | None = None,
+        report: Report = ignore,
     ) -> Iterator[tuple[Any, Any]]: ...
 
 

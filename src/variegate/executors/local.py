@@ -21,14 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from variegate.errors import TaskFailed, VariegateError
-from variegate.executors.base import OpenWorker, task_name
+from variegate.executors.base import OpenWorker, Report, ignore, task_name
 
 ATTEMPTS = 2
 STOP_S = 2.0  # how long a worker may take to end before it is killed
 
 
 def run_tasks(
-    open_worker: OpenWorker, tasks: Iterable[Any], workers: int = 1, *, log_dir: Path | None = None
+    open_worker: OpenWorker,
+    tasks: Iterable[Any],
+    workers: int = 1,
+    *,
+    log_dir: Path | None = None,
+    report: Report = ignore,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (task, result) as tasks finish: in this process with one worker, else in `workers` spawned processes.
 
@@ -36,14 +41,16 @@ def run_tasks(
     """
     if workers < 1:
         raise ValueError(f"workers should be at least 1, got {workers}")
-    return _in_process(open_worker, tasks) if workers == 1 else _in_processes(open_worker, tasks, workers, log_dir)
+    if workers == 1:
+        return _in_process(open_worker, tasks, report)
+    return _in_processes(open_worker, tasks, workers, log_dir, report)
 
 
-def _in_process(open_worker: OpenWorker, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+def _in_process(open_worker: OpenWorker, tasks: Iterable[Any], report: Report) -> Iterator[tuple[Any, Any]]:
     with contextlib.closing(open_worker(0)) as worker:
         for task in tasks:
             try:
-                result = worker(task)
+                result = worker(task, report)
             except VariegateError:
                 raise
             except Exception as exc:
@@ -52,7 +59,7 @@ def _in_process(open_worker: OpenWorker, tasks: Iterable[Any]) -> Iterator[tuple
 
 
 def _in_processes(
-    open_worker: OpenWorker, tasks: Iterable[Any], workers: int, log_dir: Path | None
+    open_worker: OpenWorker, tasks: Iterable[Any], workers: int, log_dir: Path | None, report: Report
 ) -> Iterator[tuple[Any, Any]]:
     """Deal tasks to processes; each holds one task at a time, so that a dead one costs one task."""
     waiting: Iterator[Any] = iter(tasks)
@@ -78,6 +85,9 @@ def _in_processes(
                     again.append((task, attempt + 1))
                     pool.append(process := _Process(open_worker, process.number, log_dir))
                     process.give_next(again, waiting)
+                    continue
+                if answer[0] == "done so far":
+                    report(answer[1])
                     continue
                 result = _result_of(answer, task, process.log)
                 if not process.give_next(again, waiting):
@@ -177,7 +187,7 @@ def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> N
                 return
             try:
                 worker = worker or open_worker(number)
-                answer = ("done", worker(task))
+                answer = ("done", worker(task, lambda count: _send(pipe, ("done so far", count))))
             except VariegateError as exc:
                 traceback.print_exc()
                 answer = ("raised", exc)

@@ -37,6 +37,14 @@ def test_two_workers_share_the_tasks() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_workers_say_how_far_they_are(workers: int) -> None:
+    told: list[int] = []
+    for job, _ in run_tasks(partial(Squarer, None), [Job(k) for k in (1, 2, 3)], workers, report=told.append):
+        assert job.number in told, "before the task is done"
+    assert sorted(told) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_task_is_named(workers: int, tmp_path: Path) -> None:
     with pytest.raises(TaskFailed, match="job 3 failed: ZeroDivisionError: no such square") as caught:
         list(run_tasks(partial(Squarer, None), [Job(1), Job(3, "raise")], workers, log_dir=tmp_path))

@@ -20,6 +20,7 @@ import numpy as np
 from variegate.backends.base import BackendSpec
 from variegate.backends.devices import in_parts, is_out_of_memory
 from variegate.errors import TaskFailed
+from variegate.executors.base import Report
 from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import Fit, encode_image, load_square, paste_kept
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
@@ -95,7 +96,7 @@ class DrawWorker:
         self.masked = SourceLatents(setup, self._encode_masked, setup.masks) if setup.spec.kind == "inpaint" else None
         self.writers = ThreadPoolExecutor(FILE_THREADS)
 
-    def __call__(self, task: DrawTask) -> Drawn:
+    def __call__(self, task: DrawTask, report: Report) -> Drawn:
         """Raises TaskFailed when not even a single image fits into memory."""
         start = time.monotonic()
         pixels, parts = self._draw(task, list(task.rows))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from variegate.executors.base import Report
 from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import Fit, encode_image, load_rgb, load_square
 from variegate.recipe import RefineStep
@@ -70,7 +71,7 @@ class RefineWorker:
         self.operations = open_operations(setup.steps, setup.classes, device=device, dtype=setup.dtype)
         self.files = ThreadPoolExecutor(FILE_THREADS)
 
-    def __call__(self, task: RefineTask) -> Refined:
+    def __call__(self, task: RefineTask, report: Report) -> Refined:
         start = time.monotonic()
         drawn = np.stack(list(self.files.map(self._read, task.rows)))
         originals = self._originals(task.rows, drawn.shape[1])

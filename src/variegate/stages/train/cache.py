@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +52,13 @@ def load_images(
         del pixels
         temporary.replace(target)
     return np.load(target, mmap_mode="r")
+
+
+def carried(pixels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | Path]:
+    """As another process is sent them: what lies on disk by its file."""
+    return {name: Path(str(one.filename)) if isinstance(one, np.memmap) else one for name, one in pixels.items()}
+
+
+def opened(pixels: Mapping[str, np.ndarray | Path]) -> dict[str, np.ndarray]:
+    """What `carried` was given."""
+    return {name: np.load(one, mmap_mode="r") if isinstance(one, Path) else one for name, one in pixels.items()}

@@ -12,7 +12,7 @@ from variegate.errors import DataError
 from variegate.pipeline import Context
 from variegate.recipe import Recipe, written_out
 from variegate.recipe_file import dump_recipe
-from variegate.stages.train import stage
+from variegate.stages.train import stage, work
 
 Run = Callable[..., Context]
 
@@ -52,7 +52,7 @@ def test_kept_images_of_other_runs_are_learned_from_with_their_labels(coloured_r
     folder.write(f"synthetic/train/{slug}/ff/{images[2].id}.png", folder.path(images[2].path).read_bytes())
     context = pooled(coloured_run, other)
     workshop = stage._open_workshop(context.recipe, context.folder)
-    data = stage.fit_data(context.recipe.train, workshop)
+    data = work.fit_data(context.recipe.train, workshop)
     assert [len(workshop.synthetic), len(data.synthetic.pixels)] == [18 + 17, 35]
     found = {image.id: place for place, image in enumerate(workshop.synthetic)}
     assert images[0].id not in found
@@ -60,7 +60,7 @@ def test_kept_images_of_other_runs_are_learned_from_with_their_labels(coloured_r
     soft = data.synthetic.targets[found[images[2].id]]
     even = (1 - 0.1) * np.array([0.5, 0.0, 0.5]) + 0.1 / 3  # sqrt(0.25) of the mass moved; smoothing 0.1
     assert soft == pytest.approx(even, abs=1e-6)
-    slots = stage.slots_of(written_out("real+synthetic"), 0, workshop)
+    slots = work.slots_of(written_out("real+synthetic"), 0, workshop)
     assert {place >= 18 for place in slots.index[slots.is_synthetic]} == {True, False}
 
 

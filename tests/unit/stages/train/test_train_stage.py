@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from variegate.backends.devices import Machine
 from variegate.classifier import fit as fitting
 from variegate.classifier.models import load_classifier
 from variegate.errors import DataError, ModelError, TaskFailed
 from variegate.files import file_sha256
 from variegate.recipe import Recipe, written_out
-from variegate.stages.train import stage
+from variegate.stages.train import stage, work
 from variegate.stages.train.cache import ImageFile, load_images
 
 TASKS = ["real/seed-0", "real/seed-1", "real-synthetic/seed-0", "real-synthetic/seed-1"]
@@ -79,7 +81,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(coloured_run, monke
 
         return real_fit(*args, on_step=count, save_every_s=0.0, **options)
 
-    monkeypatch.setattr(stage, "fit", fragile)
+    monkeypatch.setattr(work, "fit", fragile)
     with pytest.raises(Killed):
         stage.run(broken)
     assert broken.folder.path("train/real-synthetic/seed-0/checkpoint.safetensors").exists()
@@ -88,14 +90,41 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(coloured_run, monke
     assert digests(broken.folder.root) == digests(whole.folder.root)
 
 
+def test_classifiers_that_learn_beside_each_other_end_with_the_same_bytes(
+    coloured_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, beside = coloured_run("alone"), coloured_run("beside")
+    stage.run(alone)
+    monkeypatch.setattr(stage, "num_workers", lambda *_: 2)
+    monkeypatch.setattr(stage, "load_images", partial(stage.load_images, in_memory_bytes=0))  # sent by file
+    found = stage.run(beside)
+    assert digests(beside.folder.root) == digests(alone.folder.root)
+    assert [task["arm"] for task in found["tasks"]] == ["real", "real+synthetic"] * 2
+    assert beside.folder.path("logs/worker-1.log").is_file()
+
+
+def test_how_many_classifiers_learn_at_a_time(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = coloured_run()
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    machine = Machine(cores=4, cpu_bf16=False, free_memory=3 << 30)
+    assert stage.num_workers(workshop, 4, machine) == 1, "a few steps are done before a process has started"
+    long = dataclasses.replace(workshop, steps=10**6)
+    assert [stage.num_workers(long, tasks, machine) for tasks in (1, 2, 9)] == [1, 2, 2], "memory allows two"
+    assert stage.num_workers(long, 9, dataclasses.replace(machine, free_memory=1 << 40)) == 4
+    assert (
+        stage.num_workers(dataclasses.replace(long, compute=dataclasses.replace(long.compute, threads=4)), 9, machine)
+        == 1
+    )
+
+
 def test_finished_tasks_are_kept_until_what_they_depend_on_changes(
     coloured_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = coloured_run()
     stage.run(context)
     trained: list[str] = []
-    run_task = stage._run_task
-    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    train = work.train
+    monkeypatch.setattr(work, "train", lambda task, *rest: (trained.append(task.folder), train(task, *rest)))
     stage.run(context)
     assert trained == []
     dropped = context.folder.synthetic_images()[0].id
@@ -144,12 +173,12 @@ def test_arms_of_a_seed_are_paired(coloured_run) -> None:
     """Same first weights, same real images in the same order, same number of steps."""
     context = coloured_run()
     workshop = stage._open_workshop(context.recipe, context.folder)
-    real, mixed = (stage.slots_of(written_out(arm), 0, workshop) for arm in ("real", "real+synthetic"))
+    real, mixed = (work.slots_of(written_out(arm), 0, workshop) for arm in ("real", "real+synthetic"))
     assert real.index.shape == mixed.index.shape == (12, 8)
     shown = mixed.index[~mixed.is_synthetic]
     assert (real.index.ravel()[: len(shown)] == shown).all()
     assert mixed.is_synthetic.any()
-    assert (stage.slots_of(written_out("real"), 1, workshop).index != real.index).any()
+    assert (work.slots_of(written_out("real"), 1, workshop).index != real.index).any()
 
 
 def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) -> None:
@@ -160,7 +189,7 @@ def test_inverse_counts_give_rare_classes_more_synthetic_images(coloured_run) ->
         rare = [image.id for image in context.folder.real_images("train") if image.label == 2][1:]
         db.executemany("DELETE FROM real WHERE id = ?", [(image_id,) for image_id in rare])
     workshop = stage._open_workshop(context.recipe, context.folder)
-    slots = stage.slots_of(written_out("real+synthetic"), 0, workshop)
+    slots = work.slots_of(written_out("real+synthetic"), 0, workshop)
     assert slots.is_synthetic.mean() == pytest.approx(0.25, abs=0.03)
     targets = np.array([image.target for image in workshop.synthetic])
     shares = np.bincount(targets[slots.index[slots.is_synthetic]]) / slots.is_synthetic.sum()
@@ -262,7 +291,7 @@ def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(colo
         real, synthetic = stage.subset_of(written_out(arm), workshop)
         assert len(real) + len(synthetic) == total
         for seed in range(2):
-            slots = stage.slots_of(written_out(arm), seed, workshop)
+            slots = work.slots_of(written_out(arm), seed, workshop)
             assert set(slots.index[~slots.is_synthetic]) == set(real.tolist())
             used = set(slots.index[slots.is_synthetic])
             assert used <= set(synthetic.tolist())
@@ -323,7 +352,7 @@ def test_dasdiff_fault_concat_resets_gamma_and_kappa(coloured_run, policy: str) 
         rows = [(sources[(target + 1) % 3], target) for target in range(3)]
         db.executemany("UPDATE plan SET source = ? WHERE target = ?", rows)
     workshop = stage._open_workshop(context.recipe, context.folder)
-    found = stage.fit_data(context.recipe.train, workshop).synthetic.targets
+    found = work.fit_data(context.recipe.train, workshop).synthetic.targets
     share = 0.5**0.3  # drawn at strength 0.5
     assert sorted(found[0].tolist()) == pytest.approx([0.0, 0.8 * (1 - share), 0.8 * share], abs=1e-6)
 
@@ -337,7 +366,7 @@ def test_rare_classes_are_shown_as_often_as_others_when_asked(coloured_run, poli
     workshop = stage._open_workshop(context.recipe, context.folder)
     labels = np.array([image.label for image in workshop.train])
     for name in ("real", "real+synthetic"):
-        slots = stage.slots_of(written_out(name), 0, workshop)
+        slots = work.slots_of(written_out(name), 0, workshop)
         shown = np.bincount(labels[slots.index[~slots.is_synthetic]]) / (~slots.is_synthetic).sum()
         assert shown == pytest.approx([1 / 3] * 3, abs=0.04)
 
@@ -356,7 +385,7 @@ def test_an_arm_may_learn_in_its_own_way_and_stays_paired(coloured_run) -> None:
     stage.run(context)
     workshop = stage._open_workshop(context.recipe, context.folder)
     arms = {arm.name: arm for arm in context.recipe.evaluate.arm_sections}
-    real, cut, copied, mixed, less = (stage.slots_of(arms[name], 0, workshop) for name in arms)
+    real, cut, copied, mixed, less = (work.slots_of(arms[name], 0, workshop) for name in arms)
     assert (real.index == cut.index).all()
     assert context.recipe.train_of(arms["real+cutmix"]).mix == "cutmix"
     assert less.is_synthetic.mean() == pytest.approx(0.1, abs=0.03)
@@ -370,7 +399,7 @@ def test_an_arm_may_learn_in_its_own_way_and_stays_paired(coloured_run) -> None:
 def test_copies_of_real_images_come_equally_often(coloured_run) -> None:
     context = coloured_run(evaluate={"arms": ARMS, "seeds": 1}, train={"steps": 30, "batch": 10})
     workshop = stage._open_workshop(context.recipe, context.folder)
-    copied = stage.slots_of(context.recipe.evaluate.arm_sections[2], 0, workshop).index.ravel()
+    copied = work.slots_of(context.recipe.evaluate.arm_sections[2], 0, workshop).index.ravel()
     assert np.bincount(copied[:75]).tolist() == [5] * 15  # one pass over 15 images, each there 5 times
     assert np.bincount(copied[:15], minlength=15).max() > 1
 
@@ -382,8 +411,8 @@ def test_arms_by_another_rule_of_filling_batches_are_trained_again(
     context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
     stage.run(context)
     trained: list[str] = []
-    run_task = stage._run_task
-    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    train = work.train
+    monkeypatch.setattr(work, "train", lambda task, *rest: (trained.append(task.folder), train(task, *rest)))
     stage.run(context)
     assert not trained
     before = stage.inputs(context.recipe)
@@ -396,8 +425,8 @@ def test_more_arms_and_seeds_train_only_what_is_new(coloured_run, monkeypatch: p
     context = coloured_run(evaluate={"arms": ["real"], "seeds": 1})
     stage.run(context)
     trained: list[str] = []
-    run_task = stage._run_task
-    monkeypatch.setattr(stage, "_run_task", lambda task, *rest: (trained.append(task.folder), run_task(task, *rest)))
+    train = work.train
+    monkeypatch.setattr(work, "train", lambda task, *rest: (trained.append(task.folder), train(task, *rest)))
     section = context.recipe.evaluate.model_copy(update={"arms": ["real", "synthetic"], "seeds": 2})
     stage.run(dataclasses.replace(context, recipe=context.recipe.model_copy(update={"evaluate": section})))
     assert sorted(trained) == ["train/real/seed-1", "train/synthetic/seed-0", "train/synthetic/seed-1"]
