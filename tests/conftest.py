@@ -20,6 +20,17 @@ sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def _keep_to_own_cores() -> None:
+    """Each of xdist's processes takes its share of the cores: with threads on all of them they wait for each other."""
+    name, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if name.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))[int(name.removeprefix("gw")) :: count]
+        os.sched_setaffinity(0, own or os.sched_getaffinity(0))
+
+
+_keep_to_own_cores()
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

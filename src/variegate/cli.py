@@ -174,17 +174,33 @@ def plan(
     from variegate.stages.generate.stage import estimate
     from variegate.stages.prompts.stage import estimate as estimate_prompts
     from variegate.stages.refine.stage import estimate as estimate_refine
+    from variegate.stages.train.stage import estimate as estimate_train
 
     settled = settle(data, recipe, overrides or ())
-    facts = check(settled)
-    classes = facts["data"].classes
-    answer = estimate(settled, facts["data"], measure=measure) | estimate_prompts(settled, classes)
-    answer |= estimate_refine(settled, classes, answer["images"], measure=measure)
+    facts = check(settled)["data"]
+    drawing = estimate(settled, facts, measure=measure)
+    counts = {split: [one[info.name] for info in facts.classes] for split, one in facts.counts().items()}
+    answer: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for part in (
+        drawing,
+        estimate_prompts(settled, facts.classes),
+        estimate_refine(settled, facts.classes, drawing["images"], measure=measure),
+        estimate_train(settled, counts, drawing["images"], measure=measure),
+    ):
+        seconds |= part.pop("seconds", {})
+        answer |= part
+    if measure:
+        answer["seconds"] = seconds | {"in all": round(sum(seconds.values()), 1)}
     print(json.dumps(answer, ensure_ascii=False, indent=1) if as_json else _plan_text(answer))
 
 
 def _plan_text(answer: dict[str, Any]) -> str:
-    return "\n".join(f"{key.replace('_', ' '):<24}{_shown(value)}" for key, value in answer.items())
+    from variegate.progress import clock
+
+    shown = answer | {"seconds": {stage: clock(value) for stage, value in answer.get("seconds", {}).items()}}
+    shown = {"time" if key == "seconds" else key: value for key, value in shown.items() if value != {}}
+    return "\n".join(f"{key.replace('_', ' '):<24}{_shown(value)}" for key, value in shown.items())
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,6 @@ from variegate.backends.base import BackendSpec, evaluations, locate, resolve_ba
 from variegate.backends.devices import image_bytes
 from variegate.backends.folder import ModelFacts, read_model
 from variegate.images import encode_image
-from variegate.progress import clock
 from variegate.recipe import AdaptSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.generate.plan import FROM_TEXT, Plan, PlanBackend, make_plan
@@ -35,7 +34,7 @@ class DataFacts(Protocol):
 
 
 def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[str, Any]:
-    """Counts and costs of the generate stage; with `measure` a few images are drawn, in memory only, to know the speed.
+    """Counts and costs of adapting and drawing; with `measure` a few images are drawn, in memory only, to know the speed.
 
     Keys end in their unit. Raises what planning raises: ModelError, DataError.
     """
@@ -65,11 +64,10 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         answer |= {"pairs": recipe.adapt.distill.pairs, "pair_evaluations": pair_evaluations(recipe)}
     if measure and len(plan):
         opening, per_evaluation, per_image, bytes_per_image = _measure(spec, plan)
-        seconds = opening + per_evaluation * total + per_image * len(plan)
-        answer |= {"seconds": round(seconds, 1), "time": clock(seconds)}
-        if learned:
-            lesson = LEARNING_COST * learned + pair_evaluations(recipe)
-            answer["adapt_time"] = clock(opening + per_evaluation * lesson)
+        lesson = LEARNING_COST * learned + pair_evaluations(recipe)
+        seconds = {"adapt": opening + per_evaluation * lesson} if learned else {}
+        seconds["generate"] = opening + per_evaluation * total + per_image * len(plan)
+        answer["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
     if recipe.refine:
         answer |= {"refined_images": len(plan), "operations": [step.op for step in recipe.refine]}
         bytes_per_image += DRAWN_BYTES_PER_PIXEL * spec.size_px**2

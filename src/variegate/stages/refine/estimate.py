@@ -10,7 +10,6 @@ import numpy as np
 
 from variegate.backends.base import resolve_backend
 from variegate.images import encode_image
-from variegate.progress import clock
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo
 from variegate.stages.refine.batch import Batch
@@ -43,4 +42,4 @@ def estimate(recipe: Recipe, classes: Sequence[ClassInfo], num_images: int, *, m
     start = time.monotonic()
     work()
     seconds = opened + (time.monotonic() - start) / MEASURED_IMAGES * num_images
-    return {"refine_seconds": round(seconds, 1), "refine_time": clock(seconds)}
+    return {"seconds": {"refine": round(seconds, 1)}}

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from variegate import __version__
-from variegate.backends.devices import Machine, this_machine
+from variegate.backends.devices import this_machine
 from variegate.classifier import mixing
-from variegate.classifier.fit import choose_compute, features, rate_of, threads_of
+from variegate.classifier.fit import choose_compute, features, rate_of
 from variegate.classifier.models import (
     check_cosine_head,
     check_model_name,
@@ -34,6 +34,7 @@ from variegate.recipe import ArmSection, Recipe, TrainSection
 from variegate.records import ClassInfo, RealImage, SyntheticImage, content_id, extra_tests, seed_from
 from variegate.stages.train import feature_space
 from variegate.stages.train.cache import ImageFile, carried, load_images
+from variegate.stages.train.estimate import estimate
 from variegate.stages.train.files import read_log
 from variegate.stages.train.pools import (
     held_out_keys,
@@ -41,12 +42,21 @@ from variegate.stages.train.pools import (
     pool_problems,
     with_pools,
 )
-from variegate.stages.train.work import CHECKPOINT, FILES, Trained, TrainTask, TrainWorker, Workshop, subset_of
+from variegate.stages.train.work import (
+    CHECKPOINT,
+    FILES,
+    Trained,
+    TrainTask,
+    TrainWorker,
+    Workshop,
+    num_workers,
+    subset_of,
+    threads_for,
+)
 from variegate.store import RunFolder
 
+__all__ = ["NAME", "check", "estimate", "found", "inputs", "run"]
 NAME = "train"
-WORTH_A_WORKER = 1 << 26  # pixels to learn from: a minute and a half of one core, where a worker takes 10 s to start
-WORKER_BYTES = 1 << 30  # a process with torch, a small net and its optimiser
 FEATURE_SPACE = "train/feature-space.json"
 
 
@@ -110,7 +120,13 @@ def _train(context: Context, pending: list[TrainTask], num_tasks: int, workshop:
     """Several at a time where each learns on few of the cores."""
     folder, steps = context.folder, workshop.steps
     open_worker = partial(TrainWorker, replace(workshop, pixels={}), carried(workshop.pixels))
-    workers = num_workers(workshop, len(pending), this_machine())
+    workers = num_workers(
+        len(pending),
+        pixels=steps * workshop.recipe.train.batch * workshop.recipe.dataset.size_px**2,
+        held_bytes=sum(one.nbytes for one in workshop.pixels.values() if not isinstance(one, np.memmap)),
+        compute=workshop.compute,
+        machine=this_machine(),
+    )
     done = steps * (num_tasks - len(pending))
     with context.reporter.bar("training", steps * num_tasks, unit="steps", done=done) as bar:
         log_dir = folder.root / "logs"
@@ -125,16 +141,6 @@ def _record(task: TrainTask, result: Trained, context: Context) -> None:
     about = {"key": task.key, "seconds": result.seconds}
     context.folder.set_meta(f"task:{task.folder}", json.dumps(about))
     context.reporter.event("task-done", stage=NAME, arm=task.arm.name, seed=task.seed)
-
-
-def num_workers(workshop: Workshop, num_tasks: int, machine: Machine) -> int:
-    """Classifiers that learn at a time: as many as cores and memory allow, one where others would take longer to start."""
-    pixels = num_tasks * workshop.steps * workshop.recipe.train.batch * workshop.recipe.dataset.size_px**2
-    if workshop.compute.device.type != "cpu" or pixels < WORTH_A_WORKER:
-        return 1
-    own = sum(one.nbytes for one in workshop.pixels.values() if not isinstance(one, np.memmap))
-    fitting = machine.free_memory // (WORKER_BYTES + own)
-    return max(min(num_tasks, machine.cores // workshop.compute.threads, fitting), 1)
 
 
 # ------------------------------------------------------------------------------------------------ preparing
@@ -156,8 +162,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         raise DataError(problems)
     pixels = {split: _real_pixels(recipe, folder, images) for split, images in {"train": train, **held_out}.items()}
     pixels["synthetic"] = _synthetic_pixels(recipe, folder, synthetic)
-    section, size_px = recipe.train, recipe.dataset.size_px
-    threads = max(threads_of(recipe.train_of(arm), size_px) for arm in recipe.evaluate.arm_sections)
+    section = recipe.train
     steps = mixing.num_steps(steps=section.steps, epochs=section.epochs, num_real=len(train), batch=section.batch)
     return Workshop(
         recipe=recipe,
@@ -167,7 +172,7 @@ def _open_workshop(recipe: Recipe, folder: RunFolder) -> Workshop:
         held_out=held_out,
         synthetic=synthetic,
         pixels=pixels,
-        compute=choose_compute(recipe.backend.device, threads),
+        compute=choose_compute(recipe.backend.device, threads_for(recipe)),
         steps=steps,
         weights_sha256={arm.name: _weights_sha256(recipe.train_of(arm)) for arm in recipe.evaluate.arm_sections},
     )

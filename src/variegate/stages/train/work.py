@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from variegate.backends.devices import Machine
 from variegate.classifier import labels, mixing
-from variegate.classifier.fit import Compute, FitData, Fitted, LabelledImages, fit, predict, settings_of
+from variegate.classifier.fit import Compute, FitData, Fitted, LabelledImages, fit, predict, settings_of, threads_of
 from variegate.classifier.models import Classifier, build_model
 from variegate.errors import DataError, Problem, TaskFailed, VariegateError
 from variegate.executors.base import Report
@@ -36,6 +37,8 @@ from variegate.stages.train.files import (
 from variegate.stages.train.pools import seen_by_pools
 from variegate.store import explained
 
+WORTH_A_WORKER = 1 << 26  # pixels to learn from: a minute and a half of one core, where a worker takes 10 s to start
+WORKER_BYTES = 1 << 30  # a process with torch, a small net and its optimiser
 FILES = ("model.safetensors", "log.jsonl", "predictions.parquet")
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -78,6 +81,23 @@ class Trained:
     """A classifier whose files are in place."""
 
     seconds: float
+
+
+def threads_for(recipe: Recipe) -> int:
+    """Cores that each classifier of a run learns on."""
+    arms, size_px = recipe.evaluate.arm_sections, recipe.dataset.size_px
+    return max(threads_of(recipe.train_of(arm), size_px) for arm in arms)
+
+
+def num_workers(num_tasks: int, *, pixels: int, held_bytes: int, compute: Compute, machine: Machine) -> int:
+    """Classifiers that learn at a time: as many as cores and memory allow, one where others would take longer to start.
+
+    `pixels` are what one of them learns from, `held_bytes` the images that each worker holds.
+    """
+    if compute.device.type != "cpu" or num_tasks * pixels < WORTH_A_WORKER:
+        return 1
+    fitting = machine.free_memory // (WORKER_BYTES + held_bytes)
+    return max(min(num_tasks, machine.cores // compute.threads, fitting), 1)
 
 
 class TrainWorker:

@@ -196,7 +196,7 @@ def test_the_estimate_counts_the_time_of_the_operations(drawn_run, tiny_sd: Path
     context = drawn_run(operations)
     backend = context.recipe.backend.model_copy(update={"model": str(tiny_sd), "device": "cpu"})
     recipe, classes = context.recipe.model_copy(update={"backend": backend}), context.folder.classes()
-    few, many = (stage.estimate(recipe, classes, count)["refine_seconds"] for count in (100, 1_000_000))
+    few, many = (stage.estimate(recipe, classes, count)["seconds"]["refine"] for count in (100, 1_000_000))
     assert 0 <= few < many and many > 100, "no less than a tenth of a millisecond an image"
     assert stage.estimate(recipe, classes, 100, measure=False) == {}
     assert stage.estimate(recipe.model_copy(update={"refine": []}), classes, 100) == {}

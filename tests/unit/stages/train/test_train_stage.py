@@ -95,7 +95,7 @@ def test_classifiers_that_learn_beside_each_other_end_with_the_same_bytes(
 ) -> None:
     alone, beside = coloured_run("alone"), coloured_run("beside")
     stage.run(alone)
-    monkeypatch.setattr(stage, "num_workers", lambda *_: 2)
+    monkeypatch.setattr(stage, "num_workers", lambda *_, **__: 2)
     monkeypatch.setattr(stage, "load_images", partial(stage.load_images, in_memory_bytes=0))  # sent by file
     found = stage.run(beside)
     assert digests(beside.folder.root) == digests(alone.folder.root)
@@ -103,18 +103,28 @@ def test_classifiers_that_learn_beside_each_other_end_with_the_same_bytes(
     assert beside.folder.path("logs/worker-1.log").is_file()
 
 
-def test_how_many_classifiers_learn_at_a_time(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = coloured_run()
-    workshop = stage._open_workshop(context.recipe, context.folder)
+def test_how_many_classifiers_learn_at_a_time() -> None:
+    compute = fitting.choose_compute("cpu", threads=1)
     machine = Machine(cores=4, cpu_bf16=False, free_memory=3 << 30)
-    assert stage.num_workers(workshop, 4, machine) == 1, "a few steps are done before a process has started"
-    long = dataclasses.replace(workshop, steps=10**6)
-    assert [stage.num_workers(long, tasks, machine) for tasks in (1, 2, 9)] == [1, 2, 2], "memory allows two"
-    assert stage.num_workers(long, 9, dataclasses.replace(machine, free_memory=1 << 40)) == 4
-    assert (
-        stage.num_workers(dataclasses.replace(long, compute=dataclasses.replace(long.compute, threads=4)), 9, machine)
-        == 1
-    )
+
+    def count(tasks: int, machine: Machine = machine, pixels: int = 1 << 40, compute: fitting.Compute = compute) -> int:
+        return work.num_workers(tasks, pixels=pixels, held_bytes=0, compute=compute, machine=machine)
+
+    assert count(4, pixels=1000) == 1, "a few steps are done before a process has started"
+    assert [count(tasks) for tasks in (0, 1, 2, 9)] == [1, 1, 2, 3], "memory allows three"
+    assert count(9, dataclasses.replace(machine, free_memory=1 << 40)) == 4
+    assert count(9, compute=dataclasses.replace(compute, threads=4)) == 1
+
+
+def test_the_time_of_training_grows_with_what_is_trained(coloured_run) -> None:
+    recipe = coloured_run(train={"steps": 10}, evaluate={"arms": ["real"], "seeds": 1}).recipe
+    counts = {"train": [4, 4, 4], "val": [1, 1, 1], "test": [5, 5, 5]}
+    few = stage.estimate(recipe, counts, 0)
+    longer = Recipe.model_validate(recipe.model_dump() | {"train": recipe.train.model_dump() | {"steps": 100_000}})
+    many = stage.estimate(longer, counts, 0)
+    assert (few["classifiers"], few["training_steps"], many["training_steps"]) == (1, 10, 100_000)
+    assert many["seconds"]["train"] > 100 * few["seconds"]["train"] > 0
+    assert "seconds" not in stage.estimate(recipe, counts, 0, measure=False)
 
 
 def test_finished_tasks_are_kept_until_what_they_depend_on_changes(
