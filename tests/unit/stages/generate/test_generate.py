@@ -451,7 +451,7 @@ def test_the_estimate_counts_edits_and_sequences_as_they_are_drawn(tiny_sd: Path
             summary = draw(folder, recipe)
             facts = SimpleNamespace(classes=folder.classes(), counts=lambda: {"train": dict.fromkeys(NAMES, 3)})
             found = stage.estimate(recipe, facts)
-        assert found["unet_evaluations"] == summary["unet_evaluations"] and found["seconds"] > 0
+        assert found["unet_evaluations"] == summary["unet_evaluations"] and found["seconds"]["generate"] > 0
 
 
 def test_da_fusion_fault_the_same_source_is_encoded_for_each_of_its_variants(
