@@ -140,6 +140,7 @@ def _record(task: TrainTask, result: Trained, context: Context) -> None:
         context.folder.put_artefact(NAME, f"{task.arm.name}/seed-{task.seed}/{name}", f"{task.folder}/{name}")
     about = {"key": task.key, "seconds": result.seconds}
     context.folder.set_meta(f"task:{task.folder}", json.dumps(about))
+    context.folder.path(f"{task.folder}/{CHECKPOINT}").unlink(missing_ok=True)
     context.reporter.event("task-done", stage=NAME, arm=task.arm.name, seed=task.seed)
 
 

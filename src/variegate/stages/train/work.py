@@ -157,7 +157,6 @@ def train(task: TrainTask, workshop: Workshop, report: Report) -> None:
     )
     for name, content in files_of(task, workshop, classifier, fitted).items():
         _put(checkpoint.with_name(name), content, workshop)
-    checkpoint.unlink(missing_ok=True)
 
 
 def _put(path: Path, content: bytes, workshop: Workshop) -> None:
