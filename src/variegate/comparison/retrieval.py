@@ -6,9 +6,8 @@ are not looked at. What is retrieved becomes the synthetic images of a run folde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,12 @@ from variegate.backends.folder import model_fingerprint
 from variegate.encoders import AUTO, CLASSIFIER, Encoder, encoder_fingerprint, open_encoder
 from variegate.errors import DataError, Problem
 from variegate.files import write_atomic
-from variegate.images import IMAGE_EXTENSIONS, encode_image, load_rgb, load_squares, read_content
+from variegate.images import IMAGE_EXTENSIONS, check_images, encode_image, load_rgb, load_squares, read_content
 from variegate.near_duplicates import looks_of, near_pairs
 from variegate.progress import Bar, Reporter
 from variegate.recipe import Recipe, overlaid
 from variegate.records import ClassInfo, RealImage, content_id
+from variegate.stages.dataset.facts import unreadable_problems
 from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder, synthetic_path
 
@@ -44,7 +44,8 @@ class PoolImage:
 def read_pool(pool: str, recipe: Recipe, kept: Path) -> list[PoolImage]:
     """Every image of a folder, with or without classes, or of other DATA, once each.
 
-    Images that are drawn or downloaded are written below `kept`. Raises DataError where there is none.
+    Images that are drawn or downloaded are written below `kept`. Raises DataError where there is none, and for files that give no
+    picture unless dataset.skip_unreadable leaves them out.
     """
     root = Path(pool).expanduser()
     if root.is_dir() and not (root / "run.db").is_file():
@@ -54,7 +55,21 @@ def read_pool(pool: str, recipe: Recipe, kept: Path) -> list[PoolImage]:
         found = _listed(pool, recipe, kept)
     if not found:
         raise DataError(Problem(f"--pool {pool}", "holds no images", "name a folder of images, or DATA"))
-    images = [PoolImage(name, path, hashlib.sha256(read_content(path)).hexdigest()) for name, path in found]
+    section = recipe.dataset
+    checks = check_images([path for _, path in found], max_megapixels=section.max_megapixels)
+    broken = {name: check.reason for (name, _), check in zip(found, checks, strict=True) if check.reason}
+    if broken and not section.skip_unreadable:
+        problems = unreadable_problems(broken, section)
+        raise DataError([replace(one, where=f"--pool {pool}: {one.where}".rstrip(": ")) for one in problems])
+    images = [
+        PoolImage(name, path, check.sha256)
+        for (name, path), check in zip(found, checks, strict=True)
+        if not check.reason
+    ]
+    if not images:
+        raise DataError(
+            Problem(f"--pool {pool}", "holds no image that can be read", "name a folder of images, or DATA")
+        )
     return list({image.sha256: image for image in images}.values())
 
 
@@ -74,15 +89,15 @@ def _listed(pool: str, recipe: Recipe, kept: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Problem]:
+def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage], max_megapixels: float) -> list[Problem]:
     """Validation and test images that the pool holds too: the same bytes, or the same picture saved again."""
     known = {image.sha256: image for image in pool}
     shared = [(known[image.sha256], image) for image in held_out if image.sha256 in known]
     if not shared and held_out:
-        own_looks = _looks([Path(image.path) for image in held_out])
+        own_looks = _looks([Path(image.path) for image in held_out], max_megapixels)
         for start in range(0, len(pool), _SLICE):
             part = pool[start : start + _SLICE]
-            pairs = near_pairs(own_looks, _looks([one.path for one in part]))
+            pairs = near_pairs(own_looks, _looks([one.path for one in part], max_megapixels))
             shared += [(part[other], held_out[one]) for one, other in pairs]
     if not shared:
         return []
@@ -91,8 +106,8 @@ def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage]) -> list[Prob
     return [Problem("--pool", text, "take them out: the classifier would learn from what it is judged by")]
 
 
-def _looks(paths: Sequence[Path]) -> list[bytes]:
-    return looks_of(load_squares(paths, LOOK_PX, "stretch"))
+def _looks(paths: Sequence[Path], max_megapixels: float) -> list[bytes]:
+    return looks_of(load_squares(paths, LOOK_PX, "stretch", max_megapixels))
 
 
 def nearest(real: np.ndarray, labels: np.ndarray, pool: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
@@ -137,7 +152,8 @@ def retrieve(
     key = _key(folder, images, recipe, wanted)
     if folder.meta(DONE) == key:
         return
-    problems = leaks(images, [image for image in folder.real_images() if image.split != "train"])
+    held_out = [image for image in folder.real_images() if image.split != "train"]
+    problems = leaks(images, held_out, recipe.dataset.max_megapixels)
     if problems:
         raise DataError(problems)
     train = folder.real_images("train")
@@ -156,7 +172,7 @@ def retrieve(
     short = sum(len(indices) < count for indices, count in zip(chosen, wanted, strict=True))
     if short:
         reporter.line(f"retrieval: the pool has fewer images than are drawn for {short} of {len(classes)} classes")
-    _write(folder, classes, taken, key)
+    _write(folder, classes, taken, key, recipe.dataset.max_megapixels)
 
 
 def _key(folder: RunFolder, images: Sequence[PoolImage], recipe: Recipe, wanted: Sequence[int]) -> str:
@@ -179,14 +195,21 @@ def _features(encoder: Encoder, recipe: Recipe, paths: Sequence[Path], bar: Bar 
 
 
 def _write(
-    folder: RunFolder, classes: Sequence[ClassInfo], chosen: Mapping[int, Sequence[PoolImage]], key: str
+    folder: RunFolder,
+    classes: Sequence[ClassInfo],
+    chosen: Mapping[int, Sequence[PoolImage]],
+    key: str,
+    max_megapixels: float,
 ) -> None:
     """Files first, then all rows at once: images of one chunk that was drawn from nothing."""
     rows: list[tuple[object, ...]] = []
     for info in classes:
         for image in chosen[info.label]:
             image_id = content_id(DONE, image.sha256, info.label)
-            folder.write(synthetic_path(info, image_id, FORMAT), encode_image(load_rgb(image.path), FORMAT))
+            folder.write(
+                synthetic_path(info, image_id, FORMAT),
+                encode_image(load_rgb(image.path, max_megapixels=max_megapixels), FORMAT),
+            )
             rows.append((len(rows), image_id, 0, None, info.label, 0, 0, 1.0, 0, 0, 0.0, 0, "", ""))
     with folder.transaction() as db:
         for table in ("plan", "chunks", "prompts"):

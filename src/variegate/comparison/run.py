@@ -183,7 +183,8 @@ class _Workshop:
         copies, extra = plan.copies_of(drawn, counts), None
         pooled: dict[int, Recipe] = {}
         if wanted.asked.pool and sum(drawn):
-            pooled = {draw: self._retrieved(shots, draw, drawn) for draw in draws}
+            pool = retrieval.read_pool(wanted.asked.pool, wanted.base, self.folder / POOL)
+            pooled = {draw: self._retrieved(pool, shots, draw, drawn) for draw in draws}
             arm, name = _retrieval_arm(wanted.named), Path(pooled[draws[0]].train.pools[0]).name
             extra = (f"{RETRIEVAL}-{content_id(name, arm.model_dump())[:8]}", arm)
         layout = self._layout(copies, extra, None)
@@ -223,7 +224,7 @@ class _Workshop:
         reporter.line(f"--- {views.shots_words(shots)}, draw {draw + 1} of {self.wanted.asked.draws}: {label}")
         run(None, self.shelf.taught(settled), root, workers=self.workers, last=last, reporter_class=self.reporter_class)
 
-    def _retrieved(self, shots: int | None, draw: int, drawn: list[int]) -> Recipe:
+    def _retrieved(self, pool: list[retrieval.PoolImage], shots: int | None, draw: int, drawn: list[int]) -> Recipe:
         """The baseline's recipe with the images retrieved for this draw as its pool."""
         wanted, first = self.wanted, _first_that_draws(self.wanted.named)
         encoder = retrieval.encoder_of(first)
@@ -231,7 +232,6 @@ class _Workshop:
         root = self.home(shots, draw, label)
         plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
         run(None, plain, root, last="dataset", reporter_class=self.reporter_class)
-        pool = retrieval.read_pool(str(wanted.asked.pool), plain, self.folder / POOL)
         with RunFolder.create(root) as folder:
             retrieval.retrieve(folder, pool, first, drawn, self.reporter_class())
         train = wanted.base.train.model_copy(update={"pools": [str(root)]})

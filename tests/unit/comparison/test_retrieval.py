@@ -60,6 +60,20 @@ def test_a_pool_is_any_folder_and_every_picture_counts_once(tmp_path: Path) -> N
         read_pool(str(tmp_path / "empty"), Recipe(), tmp_path / "kept")
 
 
+def test_every_broken_image_of_a_pool_is_named_before_anything_slow(tmp_path: Path) -> None:
+    saved(tmp_path / "good.png", 1)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:80])
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(DataError) as caught:
+        read_pool(str(tmp_path), Recipe(), tmp_path / "kept")
+    assert all(f"--pool {tmp_path}: {name}" in str(caught.value) for name in ("cut.png", "empty.jpg"))
+    assert "dataset.skip_unreadable" in str(caught.value)
+    lenient = Recipe.model_validate({"dataset": {"skip_unreadable": True}})
+    assert [image.name for image in read_pool(str(tmp_path), lenient, tmp_path / "kept")] == ["good.png"]
+    with pytest.raises(DataError, match="max_megapixels"):
+        read_pool(str(tmp_path), Recipe.model_validate({"dataset": {"max_megapixels": 0.001}}), tmp_path / "kept")
+
+
 def test_drawn_data_can_be_a_pool(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(
         {"dataset": {"shots": 1, "meadow": {"n_species": 2, "n_per_species": 2, "n_val": 0, "n_test": 1}}}
@@ -71,11 +85,11 @@ def test_drawn_data_can_be_a_pool(tmp_path: Path) -> None:
 def test_held_out_images_in_a_pool_are_found_though_saved_anew(tmp_path: Path) -> None:
     test = saved(tmp_path / "test.png", 1)
     others = [pooled(saved(tmp_path / f"pool/{seed}.png", seed)) for seed in range(2, 30)]
-    assert leaks(others, [real(test)]) == []
+    assert leaks(others, [real(test)], 1.0) == []
     copy = saved(tmp_path / "pool/copy.png", 1)
     again = saved(tmp_path / "pool/again.jpg", 1, quality=80)
     for leaking in (copy, again):
-        problems = leaks([*others, pooled(leaking)], [real(test)])
+        problems = leaks([*others, pooled(leaking)], [real(test)], 1.0)
         assert len(problems) == 1 and leaking.name in problems[0].what and "test.png" in problems[0].what
 
 

@@ -112,7 +112,7 @@ def gather_facts(listing: Listing, recipe: Recipe, reporter: Reporter | None = N
         seed=recipe.seed,
         by_group=is_apart,
     )
-    problems = [*listing.problems, *_unreadable_problems({} if left_out else broken, dataset)]
+    problems = [*listing.problems, *unreadable_problems({} if left_out else broken, dataset)]
     problems += _class_problems(listing, images, items, is_apart=is_apart)
     if problems:
         raise DataError(problems)
@@ -175,7 +175,8 @@ def _classes(listing: Listing, images: Sequence[FoundImage]) -> tuple[ClassInfo,
 # ---------------------------------------------------------------------------------------------------- problems
 
 
-def _unreadable_problems(broken: Mapping[str, str], dataset: DatasetSection) -> list[Problem]:
+def unreadable_problems(broken: Mapping[str, str], dataset: DatasetSection) -> list[Problem]:
+    """What to tell of files that give no picture: name -> reason."""
     problems = [Problem(name, reason) for name, reason in sorted(broken.items())]
     remedy = "mend or remove them, or leave them out with --set dataset.skip_unreadable=true"
     if any("max_megapixels" in reason for reason in broken.values()):
