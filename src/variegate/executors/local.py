@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -120,7 +121,7 @@ class _Process:
         self.attempt = 0
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(open_worker, number, theirs, self.log), daemon=True)
-        with _environment(OMP_WAIT_POLICY="PASSIVE"):
+        with _environment(OMP_WAIT_POLICY="PASSIVE"), _without_script():
             self.process.start()
         theirs.close()
 
@@ -230,6 +231,17 @@ def _write_to(log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """A script that calls variegate is not run again, from its first line, in the processes started for it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

@@ -67,6 +67,24 @@ def test_a_task_that_kills_twice_fails(tmp_path: Path) -> None:
         list(run_tasks(partial(Squarer, None), [Job(2, "die")], 2, log_dir=tmp_path))
 
 
+PLAIN_SCRIPT = """
+import sys
+from functools import partial
+sys.path.insert(0, {folder!r})
+from squaring import Job, Squarer
+from variegate.executors.local import run_tasks
+print("begin", flush=True)
+print(sorted(result[0] for _, result in run_tasks(partial(Squarer, None), [Job(1), Job(2), Job(3)], 2)))
+"""
+
+
+def test_a_plain_script_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PLAIN_SCRIPT.format(folder=str(Path(__file__).parents[1])))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n", 1) == ["begin", "[1, 4, 9]\n"], done.stderr
+
+
 DRIVER = """
 import sys, multiprocessing
 from functools import partial
