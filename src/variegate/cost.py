@@ -1,6 +1,6 @@
 """What a piece of work took beside its time: peak memory, and energy where the machine tells.
 
-Memory is the resident set of this process and of the largest worker that ended meanwhile. Energy is that of the processor
+Memory is the resident set of this process and of the largest worker, which tells its own. Energy is that of the processor
 packages (RAPL, /sys/class/powercap) and of all NVIDIA devices (NVML): of the whole machine, whoever else is using it.
 """
 
@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")
 SAMPLE_S = 20.0  # a RAPL counter wraps after minutes at the earliest
+
+
+Peaks = tuple[float | None, float | None]  # MB resident, MB on the GPU
+_peaks_told: list[Peaks] = []  # by workers, since the latest meter began
+
+
+def own_peaks() -> Peaks:
+    """What this process has taken at most, since it began or a meter in it did; None where the system does not say."""
+    return _peak_mb(), _gpu_peak_mb()
+
+
+def tell_peaks(peaks: Peaks) -> None:
+    """What a worker has taken counts for the work that is being measured here."""
+    _peaks_told.append(peaks)
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 class Meter:
@@ -33,7 +50,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._is_reset = _forget_peak()
-        self._workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        _peaks_told.clear()
         _forget_gpu_peak()
         for counter in self._counters:
             counter.read()
@@ -47,12 +64,11 @@ class Meter:
             self._thread.join()
         for counter in self._counters:
             counter.read()
-        workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         told = [counter.joules for counter in self._counters if counter.joules is not None]
         self._cost = {
             "peak_memory_mb": _peak_mb() if self._is_reset else None,
-            "worker_memory_mb": _mb(workers * 1024) if workers > self._workers else None,
-            "gpu_memory_mb": _gpu_peak_mb(),
+            "worker_memory_mb": _largest(memory for memory, _ in _peaks_told),
+            "gpu_memory_mb": _largest([_gpu_peak_mb(), *(gpu for _, gpu in _peaks_told)]),
             "energy_j": round(sum(told), 1) if told else None,
         }
 

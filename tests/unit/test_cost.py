@@ -23,6 +23,25 @@ def test_peak_memory_is_that_of_the_piece_of_work() -> None:
     assert small.cost()["worker_memory_mb"] is None
 
 
+def test_the_memory_of_workers_is_their_own() -> None:
+    from functools import partial
+
+    from squaring import Job, Squarer
+
+    from variegate.executors.local import run_tasks
+
+    block = np.ones(100_000_000)  # 800 MB that no worker has, though it is started from here
+    with Meter() as meter:
+        assert len(list(run_tasks(partial(Squarer, None), [Job(1), Job(2)], 2))) == 2
+    del block
+    if meter.cost()["peak_memory_mb"] is None:
+        pytest.skip("this system does not tell a process's peak")
+    assert 5 < meter.cost()["worker_memory_mb"] < 500
+    with Meter() as nobody:
+        pass
+    assert nobody.cost()["worker_memory_mb"] is None
+
+
 def package(root: Path, number: int, microjoules: int, limit: int = 1_000_000_000) -> Path:
     folder = root / f"intel-rapl:{number}"
     folder.mkdir(parents=True)

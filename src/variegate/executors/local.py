@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from variegate.cost import own_peaks, tell_peaks
 from variegate.errors import TaskFailed, VariegateError
 from variegate.executors.base import OpenWorker, Report, ignore, task_name
 
@@ -87,8 +88,12 @@ def _in_processes(
                     pool.append(process := _Process(open_worker, process.number, log_dir))
                     process.give_next(again, waiting)
                     continue
-                if answer[0] == "done so far":
-                    report(answer[1])
+                kind, value = answer
+                if kind == "so far":
+                    report(value)
+                    continue
+                if kind == "took":
+                    tell_peaks(value)
                     continue
                 result = _result_of(answer, task, process.log)
                 if not process.give_next(again, waiting):
@@ -188,13 +193,14 @@ def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> N
                 return
             try:
                 worker = worker or open_worker(number)
-                answer = ("done", worker(task, lambda count: _send(pipe, ("done so far", count))))
+                answer = ("done", worker(task, lambda count: _send(pipe, ("so far", count))))
             except VariegateError as exc:
                 traceback.print_exc()
                 answer = ("raised", exc)
             except Exception as exc:
                 traceback.print_exc()
                 answer = ("failed", f"{type(exc).__name__}: {exc}")
+            _send(pipe, ("took", own_peaks()))
             _send(pipe, answer)
     finally:
         if worker is not None:
