@@ -191,7 +191,7 @@ def plan(
         seconds |= part.pop("seconds", {})
         answer |= part
     if measure:
-        answer["seconds"] = seconds | {"in all": round(sum(seconds.values()), 1)}
+        answer["seconds"] = seconds | {"total": round(sum(seconds.values()), 1)}
     print(json.dumps(answer, ensure_ascii=False, indent=1) if as_json else _plan_text(answer))
 
 

@@ -69,6 +69,16 @@ def test_plan_touches_nothing() -> None:
     assert not list(Path.cwd().iterdir())
 
 
+def test_plan_tells_the_time_of_every_slow_stage_and_of_the_whole() -> None:
+    seconds = json.loads(variegate("plan", *SMALL_ARGUMENTS, "--json").out)["seconds"]
+    assert list(seconds) == ["adapt", "generate", "train", "total"] and seconds["total"] > 0
+    assert seconds["total"] == pytest.approx(
+        sum(value for stage, value in seconds.items() if stage != "total"), abs=0.1
+    )
+    assert "total" in variegate("plan", *SMALL_ARGUMENTS).out
+    assert not list(Path.cwd().iterdir())
+
+
 def test_recipes_can_be_listed_shown_and_copied_but_not_over_a_file(tmp_path: Path) -> None:
     assert all(name in variegate("recipes", "ls").out for name in recipe_names())
     copy = tmp_path / "mine.yaml"

@@ -11,10 +11,10 @@ import numpy as np
 
 from variegate.backends.devices import this_machine
 from variegate.classifier import labels, mixing
-from variegate.classifier.fit import FitData, LabelledImages, choose_compute, fit, settings_of
+from variegate.classifier.fit import Compute, FitData, LabelledImages, choose_compute, fit, settings_of
 from variegate.classifier.models import build_model
 from variegate.recipe import Recipe, TrainSection
-from variegate.stages.train.work import num_workers, threads_for
+from variegate.stages.train.work import num_at_a_time, threads_for
 
 MEASURED_STEPS = 3
 START_OF_A_WORKER_S = 10.0
@@ -45,7 +45,7 @@ def estimate(
     each = [
         seconds[str(recipe.train_of(arm))] * (steps + FORWARD * looked_at / section.batch) for arm in arms
     ] * recipe.evaluate.seeds
-    workers = num_workers(
+    workers = num_at_a_time(
         len(each),
         pixels=steps * section.batch * size_px**2,
         held_bytes=(num_train + held_out + num_synthetic) * 3 * size_px**2,
@@ -56,7 +56,7 @@ def estimate(
     return answer | {"seconds": {"train": round(together, 1)}}
 
 
-def _step_seconds(section: TrainSection, num_classes: int, size_px: int, compute: Any) -> float:
+def _step_seconds(section: TrainSection, num_classes: int, size_px: int, compute: Compute) -> float:
     rng = np.random.default_rng(0)
     number = max(section.batch, num_classes)
     pixels = rng.integers(0, 256, (number, size_px, size_px, 3), dtype=np.uint8)

@@ -49,7 +49,7 @@ from variegate.stages.train.work import (
     TrainTask,
     TrainWorker,
     Workshop,
-    num_workers,
+    num_at_a_time,
     subset_of,
     threads_for,
 )
@@ -120,7 +120,7 @@ def _train(context: Context, pending: list[TrainTask], num_tasks: int, workshop:
     """Several at a time where each learns on few of the cores."""
     folder, steps = context.folder, workshop.steps
     open_worker = partial(TrainWorker, replace(workshop, pixels={}), carried(workshop.pixels))
-    workers = num_workers(
+    workers = num_at_a_time(
         len(pending),
         pixels=steps * workshop.recipe.train.batch * workshop.recipe.dataset.size_px**2,
         held_bytes=sum(one.nbytes for one in workshop.pixels.values() if not isinstance(one, np.memmap)),

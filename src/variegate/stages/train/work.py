@@ -89,7 +89,7 @@ def threads_for(recipe: Recipe) -> int:
     return max(threads_of(recipe.train_of(arm), size_px) for arm in arms)
 
 
-def num_workers(num_tasks: int, *, pixels: int, held_bytes: int, compute: Compute, machine: Machine) -> int:
+def num_at_a_time(num_tasks: int, *, pixels: int, held_bytes: int, compute: Compute, machine: Machine) -> int:
     """Classifiers that learn at a time: as many as cores and memory allow, one where others would take longer to start.
 
     `pixels` are what one of them learns from, `held_bytes` the images that each worker holds.

@@ -95,7 +95,7 @@ def test_classifiers_that_learn_beside_each_other_end_with_the_same_bytes(
 ) -> None:
     alone, beside = coloured_run("alone"), coloured_run("beside")
     stage.run(alone)
-    monkeypatch.setattr(stage, "num_workers", lambda *_, **__: 2)
+    monkeypatch.setattr(stage, "num_at_a_time", lambda *_, **__: 2)
     monkeypatch.setattr(stage, "load_images", partial(stage.load_images, in_memory_bytes=0))  # sent by file
     found = stage.run(beside)
     assert digests(beside.folder.root) == digests(alone.folder.root)
@@ -108,7 +108,7 @@ def test_how_many_classifiers_learn_at_a_time() -> None:
     machine = Machine(cores=4, cpu_bf16=False, free_memory=3 << 30)
 
     def count(tasks: int, machine: Machine = machine, pixels: int = 1 << 40, compute: fitting.Compute = compute) -> int:
-        return work.num_workers(tasks, pixels=pixels, held_bytes=0, compute=compute, machine=machine)
+        return work.num_at_a_time(tasks, pixels=pixels, held_bytes=0, compute=compute, machine=machine)
 
     assert count(4, pixels=1000) == 1, "a few steps are done before a process has started"
     assert [count(tasks) for tasks in (0, 1, 2, 9)] == [1, 1, 2, 3], "memory allows three"
