@@ -170,7 +170,9 @@ class AdaptSection(Section):
     gradient_checkpointing: bool = False
     snr_cap: float | None = Field(5.0, gt=0.0)  # min-SNR weighting (arXiv 2303.09556); null: off
     noise_offset: float = Field(0.0, ge=0.0, le=1.0)
-    timesteps: Literal["all", "last"] = "all"  # last: DasDiff's rule for one-step models, which blurs (docs/methods.md)
+    # how often each timestep is learned from: all: evenly; weighted: as often as snr_cap's weight says, instead of counting
+    # it so much; last: that one alone, DasDiff's rule for one-step models, which blurs (docs/methods.md)
+    timesteps: Literal["all", "weighted", "last"] = "all"
     mask: Literal["none", "foreground"] = "none"  # foreground: the loss counts where the data's masks are
     flip: bool = True  # mirror images are images of the class too
     crops: int = Field(1, ge=1, le=64)  # views of each image, encoded once: the whole and random crops

@@ -39,6 +39,24 @@ def settings(*items: str) -> tuple[str, ...]:
 
 
 SMALL_ARGUMENTS, PLAIN_ARGUMENTS = settings(*SMALL), settings(*PLAIN)
+QUICK = (  # an adapter's story
+    *PLAIN_ARGUMENTS,
+    *settings(
+        "backend.threads=1",
+        "prompts.text=a photo of a {name}",
+        "curate=[{score: blank}]",
+        "train.mixing.policy=pool",
+        "generate.per_real=1",
+        "evaluate.seeds=1",
+        "adapt.steps=6",
+        "adapt.batch=4",
+        "adapt.lr=0.01",
+        "adapt.checkpoints=6",
+        "adapt.evaluations=1",
+        "adapt.previews=1",
+    ),
+)
+LEARN = (*QUICK, *settings("adapt.method=tokens+lora", "adapt.vectors=2", "generate.method=diff-aug"))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,31 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driving import PLAIN_ARGUMENTS, Said, settings, variegate
+from driving import LEARN, QUICK, Said, settings, variegate
 from PIL import Image
-from safetensors.numpy import load_file
 
 STARTER = Path(__file__).resolve().parents[2] / "src" / "variegate" / "backends" / "starter"
-
-
-QUICK = (
-    *PLAIN_ARGUMENTS,
-    *settings(
-        "backend.threads=1",
-        "prompts.text=a photo of a {name}",
-        "curate=[{score: blank}]",
-        "train.mixing.policy=pool",
-        "generate.per_real=1",
-        "evaluate.seeds=1",
-        "adapt.steps=6",
-        "adapt.batch=4",
-        "adapt.lr=0.01",
-        "adapt.checkpoints=6",
-        "adapt.evaluations=1",
-        "adapt.previews=1",
-    ),
-)
-LEARN = (*QUICK, *settings("adapt.method=tokens+lora", "adapt.vectors=2", "generate.method=diff-aug"))
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -217,67 +195,6 @@ def test_killed_in_the_middle_it_ends_with_the_same_adapter(
     assert said.status == 0, said.text
     assert hashes(out) == hashes(adapted[0])
     assert not list(out.rglob("*.tmp"))
-
-
-def two_processes(process: Callable[..., subprocess.Popen], *arguments: str | Path) -> list[subprocess.Popen]:
-    """As torchrun and accelerate launch start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    team = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        process(*arguments, env={**os.environ, **team, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("more", "lessons"),
-    [
-        ((), 1),
-        (
-            settings("backend.model=starter-onestep", "backend.steps=1", "backend.guidance_scale=1", "backend.batch=4",
-                     "adapt.model=starter", "adapt.distill={pairs: 8, steps: 4}", "adapt.steps=3"),
-            2,
-        ),
-    ],
-    ids=["adapting", "distilling"],
-)  # fmt: skip
-def test_two_processes_learn_what_one_learns(
-    adapted: tuple[Path, Said],
-    tmp_path: Path,
-    process: Callable[..., subprocess.Popen],
-    more: tuple[str, ...],
-    lessons: int,
-) -> None:
-    """The second one writes nothing."""
-    out, alone = tmp_path / "out", adapted[0]
-    if more:
-        alone = tmp_path / "alone"
-        assert variegate("adapt", "--out", alone, *LEARN, *more).status == 0
-    children = two_processes(process, "adapt", "--out", out, *LEARN, *more)
-    said = [child.communicate(timeout=200) for child in children]
-    assert [child.returncode for child in children] == [0, 0], said
-    assert f"helped with {lessons} lessons" in said[1][0]
-    mine, theirs = (load_file(root / "adapt/learned_embeds.safetensors") for root in (out, alone))
-    assert all(np.abs(mine[name] - theirs[name]).max() < 0.02 for name in theirs), "the same but for rounding"
-    losses = [json.loads((root / "adapt/log.jsonl").read_text().splitlines()[-1]) for root in (out, alone)]
-    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=0.01)
-
-
-def test_a_process_that_ends_ends_the_team(tmp_path: Path, process: Callable[..., subprocess.Popen]) -> None:
-    """Whoever is left in a step would wait for twelve hours."""
-    many = settings("adapt.steps=2000", "adapt.checkpoints=1000")
-    children = two_processes(process, "adapt", "--out", tmp_path / "out", *LEARN, *many)
-    while children[0].poll() is None and not any((tmp_path / "out/adapt/checkpoints").glob("step-*")):
-        time.sleep(0.05)
-    children[1].kill()
-    _, err = children[0].communicate(timeout=100)
-    assert children[0].returncode == 1 and "another process of the team has ended" in err, err
-    assert "Traceback" not in err
-    left = two_processes(process, "adapt", "--out", tmp_path / "other", *LEARN, *settings("adapt.lr=1e30"))
-    said = [child.communicate(timeout=200) for child in left]
-    assert [child.returncode for child in left] == [1, 1] and "lower adapt.lr" in said[0][1], said
-    assert not any("Traceback" in err for _, err in said), said
 
 
 def test_a_loss_that_is_no_number_fails_with_the_step_and_the_last_good_state(tmp_path: Path) -> None:

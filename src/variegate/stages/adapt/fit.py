@@ -15,7 +15,15 @@ from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
 from variegate.stages.adapt.checkpoints import State
-from variegate.stages.adapt.objective import clean_of, huber_losses, item_losses, level_weights, noised, target
+from variegate.stages.adapt.objective import (
+    clean_of,
+    huber_losses,
+    item_losses,
+    level_weights,
+    noised,
+    target,
+    time_chances,
+)
 from variegate.stages.adapt.optimizers import make_optimizer, optimizer_state, restore_optimizer
 from variegate.stages.adapt.sampling import Batch, sample_batch
 from variegate.stages.adapt.team import Team
@@ -138,6 +146,12 @@ class Fit:
         scheduler = trainee.pipe.scheduler
         self.kind = scheduler.config.prediction_type
         self.kept = scheduler.alphas_cumprod.float()
+        # at the last timestep alone DasDiff's plain error: a signal-to-noise weight would only scale the learning rate
+        cap = None if section.timesteps == "last" else section.snr_cap
+        self.weights = level_weights(self.kind, self.kept, cap)
+        self.chances = time_chances(section.timesteps, self.weights).numpy()
+        picked_by_weight = section.timesteps == "weighted"
+        self.learning_weights = self.weights.mean().expand_as(self.weights) if picked_by_weight else self.weights
         self.parameters = trainee.named_parameters()
         self.optimizer = optimizer_for(trainee, section)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if section.ema else {}
@@ -202,8 +216,7 @@ class Fit:
             size=size,
             num_views=views.latents.shape[1],
             num_texts=len(views.captions[0]),
-            num_timesteps=len(self.kept),
-            last_only=self.section.timesteps == "last",
+            time_chances=self.chances,
             seed=seed_from(self.seed, purpose),
             step=step,
         )
@@ -219,7 +232,7 @@ class Fit:
             before = {name: None if p.grad is None else p.grad.clone() for name, p in self.parameters.items()}
             try:
                 with seeded(seed_from(self.seed, "dropout", step, start)), self.trainee.computing(training=True):
-                    share = self._losses(views, part).sum() / size
+                    share = self._losses(views, part, self.learning_weights).sum() / size
                     (weight * share).backward()
             except (MemoryError, RuntimeError) as exc:
                 self._shrink(exc, len(part), step)
@@ -245,8 +258,8 @@ class Fit:
         if self.trainee.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _losses(self, views: Views, batch: Batch) -> torch.Tensor:
-        """Loss of each item [N]."""
+    def _losses(self, views: Views, batch: Batch, time_weights: torch.Tensor) -> torch.Tensor:
+        """Loss of each item [N]; an error at timestep t counts `time_weights[t]`."""
         if views.starts is not None:
             return self._pair_losses(views, batch)
         trainee, device = self.trainee, self.trainee.device
@@ -259,11 +272,8 @@ class Fit:
         text = trainee.encode([views.captions[i][t] for i, t in zip(batch.image, batch.text, strict=True)])
         predicted = trainee.predict(noisy, times.to(device), text)
         wanted = target(self.kind, clean, noise, kept).to(device)
-        # at the last timestep alone DasDiff's plain error: a signal-to-noise weight would only scale the learning rate
-        cap = None if self.section.timesteps == "last" else self.section.snr_cap
-        weights = level_weights(self.kind, kept, cap).to(device)
         mask = None if views.masks is None else views.masks[image, view].to(device)
-        return item_losses(predicted, wanted, weights, mask)
+        return item_losses(predicted, wanted, time_weights[times].to(device), mask)
 
     def _pair_losses(self, views: Views, batch: Batch) -> torch.Tensor:
         """How far the one-step model ends from where its parent does, from the same noised latents; [N]."""
@@ -328,7 +338,7 @@ class Fit:
                 while start < count:
                     part = batch.part(start, min(start + self.progress.micro_batch, count))
                     try:
-                        losses.append(self._losses(views, part).float().cpu())
+                        losses.append(self._losses(views, part, self.weights).float().cpu())
                     except (MemoryError, RuntimeError) as exc:
                         self._shrink(exc, len(part), self.progress.step)
                         continue

@@ -47,20 +47,16 @@ def sample_batch(
     size: int,
     num_views: int,
     num_texts: int,
-    num_timesteps: int,
-    last_only: bool,
+    time_chances: np.ndarray,
     seed: int,
     step: int,
 ) -> Batch:
-    """The batch of one step. Images are picked systematically, times one in each of `size` equal slices: less noise
-    in the loss than independent picks."""
+    """The batch of one step; `time_chances` [T] sums to 1. Images are picked systematically, times one in each of `size`
+    slices of equal chance: less noise in the loss than independent picks."""
     rng = np.random.default_rng(seed_from(seed, "batch", step))
     order = rng.permutation(len(weights))
-    places = (np.arange(size) + rng.random()) / size
-    image = order[np.minimum(np.searchsorted(np.cumsum(weights[order]), places), len(order) - 1)]
-    time = ((rng.permutation(size) + rng.random(size)) / size * num_timesteps).astype(np.int64)
-    if last_only:
-        time = np.full(size, num_timesteps - 1, np.int64)
+    image = order[_picked(weights[order], (np.arange(size) + rng.random()) / size)]
+    time = _picked(time_chances, (rng.permutation(size) + rng.random(size)) / size)
     return Batch(
         image=image,
         view=rng.integers(num_views, size=size),
@@ -68,3 +64,8 @@ def sample_batch(
         time=time,
         noise=rng.integers(2**62, size=size),
     )
+
+
+def _picked(chances: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The index that each place in [0, 1) falls on, when `chances` lie side by side."""
+    return np.minimum(np.searchsorted(np.cumsum(chances), places, side="right"), np.flatnonzero(chances)[-1])

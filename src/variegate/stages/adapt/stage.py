@@ -92,7 +92,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         text = f"{training_section(recipe).model} is a model of kind {facts.kind}, which this cannot teach"
         remedy = "name the text-to-image model it was made from in adapt.model: its LoRA fits here too"
         raise ModelError(Problem("adapt.model", text, remedy))
-    if facts.levels is not None and section.timesteps == "all":
+    if facts.levels is not None and section.timesteps != "last":
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
         raise ModelError(Problem("adapt.model", text, remedy))

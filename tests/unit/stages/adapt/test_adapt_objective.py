@@ -82,10 +82,11 @@ def losses_of(
         return fit.progress.losses
 
 
+@pytest.mark.parametrize("timesteps", ["all", "weighted"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_a_step_asks_for_what_the_model_predicts(tiny_sd: Path, kind: str) -> None:
+def test_a_step_asks_for_what_the_model_predicts(tiny_sd: Path, kind: str, timesteps: str) -> None:
     """The first loss of a run, computed again by hand from the batch."""
-    with trainee_of(tiny_sd, snr_cap=5.0) as trainee:
+    with trainee_of(tiny_sd, snr_cap=5.0, timesteps=timesteps) as trainee:
         trainee.pipe.scheduler.register_to_config(prediction_type=kind)
         views = views_of(trainee)
         fit = fit_of(trainee, views)
@@ -107,6 +108,8 @@ def test_a_step_asks_for_what_the_model_predicts(tiny_sd: Path, kind: str) -> No
                 "v_prediction": (velocity, min(ratio, 5) / (ratio + 1)),
                 "sample": (clean, min(ratio, 5)),
             }[kind]
+            if timesteps == "weighted":  # what the others count on average
+                weight = float(level_weights(kind, trainee.pipe.scheduler.alphas_cumprod, 5.0).mean())
             total += weight * float((predicted - wanted).square().mean()) / 4
         fit.run(1)
         assert fit.progress.losses[0] == pytest.approx(total, rel=1e-4)
@@ -131,6 +134,25 @@ def test_last_timestep_only_when_asked(tiny_sd: Path) -> None:
             trainee.unet.register_forward_pre_hook(lambda _module, args: asked.extend(args[1].tolist()))
             fit_of(trainee).run(2)
     assert len(set(asked[:8])) > 4 and asked[8:] == [999] * 8
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_picked_by_weight_the_timesteps_count_as_much_as_weighted_ones(tiny_sd: Path, kind: str) -> None:
+    """How often times how much is the weight of each timestep; the held-out loss is the same either way."""
+    found = {}
+    for timesteps in ("all", "weighted"):
+        with trainee_of(tiny_sd, timesteps=timesteps) as trainee:
+            trainee.pipe.scheduler.register_to_config(prediction_type=kind)
+            fit = fit_of(trainee, held_out=views_of(trainee))
+            seen = Counter(int(t) // 100 for step in range(200) for t in fit._batch(fit.views, step, 32, "images").time)
+            counted = torch.from_numpy(fit.chances) * fit.learning_weights
+            found[timesteps] = counted, np.array([seen[k] for k in range(10)]) / (200 * 32), fit.held_out_loss()
+            expected = fit.chances.reshape(10, 100).sum(1)
+            assert found[timesteps][1] == pytest.approx(expected, abs=0.01)
+    (even, _, even_loss), (picked, shares, picked_loss) = found.values()
+    assert torch.allclose(even, picked) and even_loss == picked_loss
+    if kind != "epsilon":  # whose weights are one from a signal-to-noise ratio of 5 on
+        assert shares.max() > 3 * shares[-1]
 
 
 def test_the_last_timestep_counts_in_full_whatever_the_signal_to_noise_ratio(tiny_sd: Path) -> None:
@@ -160,11 +182,11 @@ def test_masks_outside_the_foreground_do_not_matter_to_the_loss(tiny_sd: Path) -
         original = trainee.predict
         trainee.predict = off_outside
         with torch.no_grad():
-            first, second = (fit._losses(views, batch) for _ in range(2))
+            first, second = (fit._losses(views, batch, fit.weights) for _ in range(2))
         assert torch.allclose(first, second)
         whole = Views(plain.latents, plain.captions, plain.weights)
         with torch.no_grad():
-            assert (fit._losses(whole, batch) > 10 * first).all()
+            assert (fit._losses(whole, batch, fit.weights) > 10 * first).all()
 
 
 def test_prior_images_pull_on_the_result(tiny_sd: Path) -> None:
@@ -194,7 +216,7 @@ def test_rates_follow_the_schedule(tiny_sd: Path) -> None:
 
 
 def batch_of(weights: np.ndarray, step: int = 0, size: int = 32, **changes: object) -> Batch:
-    values = {"num_views": 2, "num_texts": 3, "num_timesteps": 1000, "last_only": False, "seed": 5, **changes}
+    values = {"num_views": 2, "num_texts": 3, "time_chances": np.full(1000, 0.001), "seed": 5, **changes}
     return sample_batch(weights, size=size, step=step, **values)
 
 
