@@ -3,7 +3,8 @@
 gen draws from text; aug keeps a source's class, each source used equally often (Real Guidance, arXiv 2210.07574); edit does
 too and follows an instruction (DiffuseMix, arXiv 2405.14881); mix moves a source into another class (Diff-Mix,
 arXiv 2403.19600: there both were drawn independently and could coincide, here never). Everything is dealt in shuffled
-rounds, so every class has the same share of sources, prompts and strengths, within one.
+rounds: every class has the same share of sources, prompts and strengths, and with aug and edit every source meets all
+strengths, texts and styles before it meets one again. A plan for fewer images a class is the beginning of one for more.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def make_plan(
     target = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
     ordinal = np.concatenate([np.arange(count) for count in counts]) if len(target) else np.zeros(0, np.int64)
     dealer = _Dealer(seed, [info.name for info in classes], counts)
-    source = _sources(section, by_label, dealer)
+    source = _sources(section, by_label, ordinal, dealer)
+    if section.keeps_class:
+        dealer.follow(source, by_label)
     passes, sequences = _sequences(section, dealer)
     if section.compose == "sequential":
         strength = np.array([max(one) for one in sequences])[passes]
@@ -129,21 +132,27 @@ class _Dealer:
 
     def __init__(self, seed: int, names: Sequence[str], counts: Sequence[int]) -> None:
         self.seed, self.names, self.counts = seed, names, counts
+        self.place: np.ndarray | None = None  # of each row's source among its class's images, where it keeps the class
+        self.num_sources = [0] * len(counts)
+
+    def follow(self, source: np.ndarray, by_label: Sequence[np.ndarray]) -> None:
+        """From now on deal to the sources: each meets every option before it meets one again."""
+        own = np.split(source, np.cumsum(self.counts)[:-1])
+        self.place = np.concatenate([np.searchsorted(all_, some) for all_, some in zip(by_label, own, strict=True)])
+        self.num_sources = [len(all_) for all_ in by_label]
 
     def rng(self, label: int, purpose: str) -> np.random.Generator:
         return np.random.default_rng(seed_from(self.seed, "plan", purpose, self.names[label]))
 
-    def even(self, purpose: str, options: Sequence[int] | np.ndarray) -> np.ndarray:
-        """For every row of every class one of its class's options, each as often as the others within one: int64 [row]."""
-        parts = [deal(self.rng(c, purpose), options[c], count) for c, count in enumerate(self.counts)]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-    def even_where(self, purpose: str, options: int, chosen: np.ndarray) -> np.ndarray:
-        """The same among each class's `chosen` rows alone; 0 in the others: int64 [row]."""
-        dealt = np.zeros(len(chosen), np.int64)
-        for c, rows in enumerate(np.split(np.arange(len(chosen)), np.cumsum(self.counts)[:-1])):
-            mine = rows[chosen[rows]]
-            dealt[mine] = deal(self.rng(c, purpose), options, len(mine))
+    def even(self, purpose: str, options: Sequence[int] | np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """For every row one of its class's options, each as often as the others; 0 where it is not `chosen`: int64 [row]."""
+        dealt = np.zeros(sum(self.counts), np.int64)
+        for c, rows in enumerate(np.split(np.arange(len(dealt)), np.cumsum(self.counts)[:-1])):
+            mine, rng = rows if chosen is None else rows[chosen[rows]], self.rng(c, purpose)
+            if self.place is None:
+                dealt[mine] = deal(rng, options[c], len(mine))
+            else:
+                dealt[mine] = deal_to_sources(rng, options[c], self.place[mine], self.num_sources[c])
         return dealt
 
     def free(self, purpose: str, options: int, weights: Sequence[float] | None = None) -> np.ndarray:
@@ -166,7 +175,37 @@ def deal(rng: np.random.Generator, options: int, count: int) -> np.ndarray:
     return rng.permuted(np.tile(np.arange(options), (rounds, 1)), axis=1).ravel()[:count]
 
 
-def _sources(section: GenerateSection, by_label: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
+def deal_to_sources(rng: np.random.Generator, options: int, place: np.ndarray, num_sources: int) -> np.ndarray:
+    """0..options-1 for rows whose sources are `place` [row] of `num_sources`: a source meets all of them before it meets one
+    again, and whenever every source has the same number of rows the options are even, too, within one."""
+    if not len(place):
+        return np.zeros(0, np.int64)
+    blocks, turn = np.divmod(_occurrence(place), options)
+    # The sources in random order take the options in turn, one round after the other. Where the rounds come round to the same
+    # options before every source has met all, which is when all are even, one step more leads on to the others.
+    common = math.gcd(num_sources, options)
+    turn = rng.permutation(num_sources)[place] + turn * num_sources + turn * common // options
+    orders = rng.permuted(np.tile(np.arange(options), (blocks.max() + 1, 1)), axis=1)
+    return orders[blocks, turn % options]
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each one.
+
+    >>> _occurrence(np.array([3, 1, 3, 3, 1])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    found = np.empty(len(values), np.int64)
+    found[order] = np.arange(len(values)) - np.repeat(first, np.diff(np.r_[first, len(values)]))
+    return found
+
+
+def _sources(
+    section: GenerateSection, by_label: Sequence[np.ndarray], ordinal: np.ndarray, dealer: _Dealer
+) -> np.ndarray:
     """Index of each row's source image, or FROM_TEXT."""
     if section.method.endswith("-gen") or section.method == "none":
         return np.full(sum(dealer.counts), FROM_TEXT, np.int32)
@@ -176,7 +215,7 @@ def _sources(section: GenerateSection, by_label: Sequence[np.ndarray], dealer: _
     if section.source_by == "image":
         others = [np.sort(np.concatenate([by_label[0][:0], *(by_label[own] for own in some)])) for some in allowed]
         return _dealt_from(others, dealer, "source")
-    return _by_class(by_label, allowed, dealer)
+    return _by_class(by_label, allowed, ordinal, dealer)
 
 
 def _source_classes(referring: int | None, by_label: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
@@ -201,12 +240,18 @@ def _dealt_from(options: Sequence[np.ndarray], dealer: _Dealer, purpose: str) ->
     return np.concatenate(parts).astype(np.int32)
 
 
-def _by_class(by_label: Sequence[np.ndarray], allowed: Sequence[np.ndarray], dealer: _Dealer) -> np.ndarray:
-    """First a class that the target's sources may come from, then one of its images; both dealt evenly."""
+def _by_class(
+    by_label: Sequence[np.ndarray], allowed: Sequence[np.ndarray], ordinal: np.ndarray, dealer: _Dealer
+) -> np.ndarray:
+    """First a class that the target's sources may come from, then one of its images; both dealt evenly.
+
+    Images go to the first rows of every target first, so that more rows a class leave those as they are.
+    """
     source_class = _dealt_from(allowed, dealer, "source-class")
     source = np.zeros(len(source_class), np.int32)
     for label in np.unique(source_class):
         rows = np.flatnonzero(source_class == label)
+        rows = rows[np.argsort(ordinal[rows], kind="stable")]
         source[rows] = by_label[label][deal(dealer.rng(int(label), "source-image"), len(by_label[label]), len(rows))]
     return source
 
@@ -250,8 +295,9 @@ def _prompts(
     """Texts, environments and styles dealt evenly and apart from each other, environments and styles among the rows whose
     text uses them; captions come from the source where it has the target's class, else from a dealt image of it."""
     text = dealer.even("text", pool.num_texts)
-    environment = dealer.even_where("environment", pool.table.shape[2], pool.uses_environment[target, text])
-    style = dealer.even_where("style", pool.table.shape[3], pool.uses_style[target, text])
+    places, styles = ([pool.table.shape[axis]] * len(dealer.counts) for axis in (2, 3))
+    environment = dealer.even("environment", places, pool.uses_environment[target, text])
+    style = dealer.even("style", styles, pool.uses_style[target, text])
     key = target
     if pool.per_image:
         labels = np.zeros(sum(len(own) for own in by_label), np.int64)

@@ -116,12 +116,45 @@ def test_counts_a_class() -> None:
 
 
 @given(st.integers(1, 40), st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), min_size=1, max_size=5, unique=True))
-@settings(deadline=None, max_examples=30)
-def test_listed_strengths_are_exactly_balanced_inside_every_class(per_class: int, strengths: list[float]) -> None:
+@settings(deadline=None, max_examples=60)
+def test_listed_strengths_are_balanced_for_every_source_and_inside_every_class(
+    per_class: int, strengths: list[float]
+) -> None:
+    """A source never meets one again before it has met all; a class has each as often, within one in whole rounds."""
     plan = plan_of((3, 4), method="real-aug", per_class=per_class, strength=strengths)
-    for label in range(2):
-        counts = Counter(plan.strength[plan.target == label].tolist())
-        assert max(counts.values()) - min(counts.get(value, 0) for value in strengths) <= 1
+    for label, num_sources in enumerate((3, 4)):
+        mine = plan.target == label
+        for source in set(plan.source[mine].tolist()):
+            counts = Counter(plan.strength[mine & (plan.source == source)].tolist())
+            assert max(counts.values()) - min(counts.get(value, 0) for value in strengths) <= 1
+        counts = Counter(plan.strength[mine].tolist())
+        apart = max(counts.values()) - min(counts.get(value, 0) for value in strengths)
+        assert apart <= (1 if per_class % num_sources == 0 else 2)
+
+
+@pytest.mark.parametrize("method", ["real-gen", "real-aug", "real-mix"])
+@pytest.mark.parametrize("source_by", ["class", "image"])
+def test_a_plan_for_fewer_images_is_the_beginning_of_one_for_more(method: str, source_by: str) -> None:
+    """Nested subsets of a master set by size, as DasDiff cuts them: nothing is drawn twice."""
+    source = {"source_by": source_by} if method == "real-mix" else {}
+    few, more = (
+        plan_of((5, 5, 4), method=method, per_class=count, strength=[0.5, 0.7, 0.9], **source) for count in (7, 31)
+    )
+    assert set(few.ids) < set(more.ids)
+
+
+def test_styles_and_strengths_meet_in_many_pairs() -> None:
+    """Each source goes through both, but not through both in the same order."""
+    classes, images = data(6, 6)
+    pool = parse_pool(lines_of(classes, [1, 1], 1, 4, first_is_plain=False), classes, images)
+    section = GenerateSection(method="real-aug", per_real=4, strength=[0.2, 0.4, 0.6, 0.8])
+    plan = make_plan(classes, images, section, pool, BACKEND, negative="", seed=0)
+    styles = np.array([int(plan.prompts[k].rpartition("s")[2]) for k in plan.prompt])
+    for source in range(12):
+        mine = plan.source == source
+        assert sorted(styles[mine].tolist()) == [0, 1, 2, 3]
+        assert sorted(plan.strength[mine].tolist()) == [0.2, 0.4, 0.6, 0.8]
+    assert len(set(zip(styles.tolist(), plan.strength.tolist(), strict=True))) > 10
 
 
 def test_choice_and_uniform_strengths() -> None:
@@ -192,7 +225,8 @@ def test_every_class_deals_its_own_texts_evenly_and_places_and_styles_too(
             dealt = Counter(words[column] for words in said if words[column] != "eNone")
             assert len(dealt) <= options
             if dealt:
-                assert max(dealt.values()) - (min(dealt.values()) if len(dealt) == options else 0) <= 1
+                apart = max(dealt.values()) - (min(dealt.values()) if len(dealt) == options else 0)
+                assert apart <= 2  # one where every source has as many rows
 
 
 def test_prompts_and_token_noise_meet_in_every_pair_where_diagens_shared_counter_skips_half() -> None:
