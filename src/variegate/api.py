@@ -26,6 +26,10 @@ from variegate.store import RunFolder
 if TYPE_CHECKING:
     from variegate.comparison.run import Comparison
 
+# Beginnings of the lines of `difference` that mean another adapter, and of those among them that do not
+LEARNED_FROM = ("seed:", "dataset.", "adapt.", "backend.model:", "backend.unet:", "backend.size_px:", "prompts.text:",
+                "prompts.environments:")  # fmt: skip
+NOT_LEARNED = ("adapt.previews:", "adapt.evaluations:", "adapt.checkpoints:", "dataset.max_megapixels:")
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "transformers", "peft", "scikit-learn", "numpy", "pillow")
 
 
@@ -68,9 +72,9 @@ def run(
     """
     settled = settle(data, recipe, overrides)
     root = Path(out) if out is not None else default_out(settled.dataset.path)
-    check(settled, reporter_class(), root)
     if is_helper():
-        return _help_out(settled, root)
+        return _help_out(settled, root, reporter_class())
+    check(settled, reporter_class(), root)
     with ExitStack() as stack:
         stack.callback(_dismiss_helpers, settled)
         folder = stack.enter_context(RunFolder.create(root))
@@ -133,12 +137,22 @@ def is_helper() -> bool:
     return size_of_team() > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
-def _help_out(recipe: Recipe, root: Path) -> RunResult:
+def _help_out(recipe: Recipe, root: Path, reporter: Reporter) -> RunResult:
+    """What a helper needs is checked and no more: the data may be on the first process's machine alone."""
     if not _learns(recipe):
         return RunResult(root, "helped with nothing: nothing is learned", None, {})
+    from variegate.backends.base import check_device, check_model
+    from variegate.stages.adapt.optimizers import check_optimizer
     from variegate.stages.adapt.team import help_out
 
-    return RunResult(root, f"helped with {help_out(recipe)} lessons", None, {})
+    _all_at_once(
+        {
+            "model": lambda: check_model(recipe),
+            "device": lambda: check_device(recipe),
+            "optimizer": lambda: check_optimizer(recipe.adapt.optimizer),
+        }
+    )
+    return RunResult(root, f"helped with {help_out(recipe, reporter.line)} lessons", None, {})
 
 
 def _learns(recipe: Recipe) -> bool:
@@ -221,12 +235,15 @@ def _all_at_once(steps: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 
 def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old.
+    """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old, and one
+    that would learn another adapter over a finished one.
 
     More arms or seeds than before are no difference: they add to what is there.
     """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
+    if path.exists() and not begun:
+        _keep_adapter(folder, parse_yaml(path.read_text(encoding="utf-8"), str(path)), recipe)
     if path.exists() and begun:
         old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         changed = difference(old, recipe.model_dump(mode="json"))
@@ -239,6 +256,26 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
             raise RunFolderError(problems)
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
+
+
+def _keep_adapter(folder: RunFolder, old: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse to learn another adapter where one is finished: it may have taken days."""
+    from variegate.backends.adapter import ADAPTER, FACTS
+
+    own = folder.path(ADAPTER)
+    if not (own / FACTS).is_file() or Recipe.model_validate(old).adapt.method in {"none", "file"}:
+        return
+    if recipe.adapt.method == "file" and Path(str(recipe.adapt.path)).resolve() == own.resolve():
+        return
+    changed = [line for line in difference(old, recipe.model_dump(mode="json")) if line.startswith(LEARNED_FROM)]
+    changed = [line for line in changed if not line.startswith(NOT_LEARNED)]
+    if changed:
+        remedy = (
+            f"choose another --out folder, or draw with what is there: --set adapt.method=file --set adapt.path={own}"
+        )
+        problems = [Problem(str(own), f"is finished and was learned otherwise: {line}") for line in changed]
+        problems[-1] = replace(problems[-1], remedy=remedy)
+        raise RunFolderError(problems)
 
 
 def extends(old: Recipe, new: Recipe) -> bool:

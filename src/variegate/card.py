@@ -19,6 +19,7 @@ from variegate.backends.folder import OWN
 from variegate.citations import papers_of
 from variegate.files import write_atomic
 from variegate.recipe import Recipe
+from variegate.records import SyntheticImage
 from variegate.store import RunFolder, explained
 
 CARD = "synthetic/README.md"
@@ -59,7 +60,7 @@ def card(folder: RunFolder, recipe: Recipe) -> str:
         _method(recipe),
         _counts(folder, every),
         _scores(folder, [image for image in every if image.action == "keep"]),
-        _limits(recipe),
+        _limits(recipe, every),
         f"## Recipe\n\nvariegate makes these images again from the same data with this recipe, every key written out:\n\n"
         f"```yaml\n{_recipe_text(recipe)}```",
     ]
@@ -162,17 +163,31 @@ def _score_table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"\nNote: {note}." for note in found["notes"])])
 
 
-def _limits(recipe: Recipe) -> str:
+def _limits(recipe: Recipe, every: list[SyntheticImage]) -> str:
     rows = [
         "Labels are what was asked of the model, not what a person saw; some images do not show their class.",
         "The images share the biases of their sources and of the drawing model, and may repeat parts of what that has seen.",
         "They are for training. A model is to be judged on real images.",
     ]
-    if recipe.generate.from_image:
-        rows.append("Every image was made from a real one and may show what that shows, people and places included.")
+    rows += _showing_real(recipe, every)
     if recipe.generate.method.endswith("-mix"):
         rows.append("Images lie between two classes; `soft_label` in the table says how far.")
     return "## Known limits\n\n" + "\n".join(f"- {row}" for row in rows)
+
+
+def _showing_real(recipe: Recipe, every: list[SyntheticImage]) -> list[str]:
+    """How many images hold something of a real one: at strength 1 noise hides it, unless it is edited or parts are kept."""
+    is_kept = recipe.generate.method == "edit" or recipe.generate.mask != "none"
+    count = sum(
+        image.source is not None and (is_kept or image.strength < 1.0 or image.original_share > 0.0) for image in every
+    )
+    shows = "made from a real one and may show what that shows, people and places included"
+    if not count:
+        return []
+    if count == len(every):
+        return [f"Every image was {shows}."]
+    rest = f"the other {len(every) - count:,} were drawn from text and noise alone"
+    return [f"{count:,} of the {len(every):,} images were {shows}; {rest}."]
 
 
 # ------------------------------------------------------------------------------------------------ licences

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ POWERCAP = Path("/sys/class/powercap")
 SAMPLE_S = 20.0  # a RAPL counter wraps after minutes at the earliest
 
 
+Cost = Mapping[str, float | None]
+UNKNOWN: Cost = dict.fromkeys(("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb", "energy_j"))
 Peaks = tuple[float | None, float | None]  # MB resident, MB on the GPU
 _peaks_told: list[Peaks] = []  # by workers, since the latest meter began
 
@@ -34,6 +36,19 @@ def tell_peaks(peaks: Peaks) -> None:
 
 def _largest(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def together(earlier: Cost | None, later: Cost) -> Cost:
+    """What two sessions of one piece of work took: the larger memory, all of the energy, unknown where one does not tell.
+
+    >>> together({**UNKNOWN, "peak_memory_mb": 9.0, "energy_j": 1.0}, {**UNKNOWN, "energy_j": 2.0})["energy_j"]
+    3.0
+    """
+    if earlier is None:
+        return later
+    found = {name: _largest([earlier[name], later[name]]) for name in UNKNOWN}
+    before, after = earlier["energy_j"], later["energy_j"]
+    return found | {"energy_j": None if before is None or after is None else round(before + after, 1)}
 
 
 class Meter:

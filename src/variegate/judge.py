@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse penalties tried
 MAX_FOLDS = 5
+ECE_BINS = 15  # DIAGen's
 WEAK_JUDGE = 1.5  # a judge has to be right clearly more often than this many times chance
 _Z = 1.96  # 95 %
 _MAX_ITERATIONS = 2000
@@ -39,6 +40,8 @@ class Judge:
     )
     num_tested: int  # independent images that held_out_accuracy was measured on: flips and groups count once
     chance: float  # what always naming the commonest class would score
+    ece_before: float | None = None  # calibration error on those images, without the temperature and with it
+    ece_after: float | None = None
 
     @property
     def held_out_low(self) -> float:
@@ -103,10 +106,13 @@ def judge_of_logits(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str
 
 
 def _measured(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-    """Temperature and accuracy from logits of images the model had not learned from."""
+    """Temperature, accuracy and calibration from logits of images the model had not learned from."""
+    temperature = _temperature(logits, labels, classes)
     return {
         "classes": classes,
-        "temperature": _temperature(logits, labels, classes),
+        "temperature": temperature,
+        "ece_before": _calibration_error(logits, labels, classes),
+        "ece_after": _calibration_error(logits / temperature, labels, classes),
         "held_out_accuracy": float(np.mean(classes[logits.argmax(axis=1)] == labels)),
         "chance": float(np.unique(labels, return_counts=True)[1].max() / len(labels)),
     }
@@ -159,6 +165,13 @@ def _temperature(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray) ->
         lambda power: _log_loss(logits, labels, classes, float(np.exp(power))), bounds=(-3.0, 3.0), method="bounded"
     )
     return float(np.exp(found.x))
+
+
+def _calibration_error(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins (arXiv 1706.04599); in [0, 1]."""
+    confidence, is_right = _softmax(logits).max(axis=1), classes[logits.argmax(axis=1)] == labels
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    return float(np.abs(np.bincount(bins, weights=confidence - is_right)).sum() / len(labels))
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray, temperature: float) -> float:

@@ -34,6 +34,7 @@ Strategy = Literal[
 
 
 MAX_PASSES = 8  # of compose: sequential
+MIXES_BY_SHARE = ("mixup", "cutmix", "mixup+cutmix", "manifold-mixup")
 VIEWS_PER_IMAGE = 192  # when adapting; 300 steps of 32 for 50 images
 LEAST_VIEWS, MOST_VIEWS = 300 * 32, 3000 * 32
 
@@ -47,6 +48,11 @@ CLASS_SLOTS = ("name", "description")  # what a text may say of a class alone
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _default(section: Section, key: str) -> Any:
+    """What a key is where it is not given; resolved recipes give them all, so that being set tells nothing."""
+    return type(section).model_fields[key].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +129,16 @@ class PriorSection(Section):
     """Prior preservation (DreamBooth, arXiv 2208.12242): images of the model as it was, learned along."""
 
     images: int = Field(0, ge=0)  # drawn once and cached; 0: off
-    text: str = "a photo"  # what they are drawn from and captioned with
+    text: str = "a photo"  # what they are drawn from and captioned with; {name}: adapt.superclass, else each class's
+    # own words in turn
     weight: float = Field(1.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _fillable(self) -> PriorSection:
+        problems = slot_problems(self.text, ("name",))
+        if problems:
+            raise ValueError(problems[0])
+        return self
 
 
 class DistillSection(Section):
@@ -196,6 +210,8 @@ class AdaptSection(Section):
             )
         if self.early_stop is not None and not self.evaluations:
             raise ValueError("early_stop watches the held-out loss and evaluations is 0; raise it")
+        if self.early_stop is not None and not self.joint:
+            raise ValueError("early_stop watches one held-out loss of all classes and joint is false; leave it out")
         if not self.init.strip():
             raise ValueError("init is empty; use name, random or a word")
         return self
@@ -359,6 +375,8 @@ class GenerateSection(Section):
     def _referring(self) -> GenerateSection:
         if self.referring is not None and not self.method.endswith("-mix"):
             raise ValueError(f"referring is for methods that move images between classes and method is {self.method}")
+        if self.source_by != _default(self, "source_by") and not self.method.endswith("-mix"):
+            raise ValueError(f"source_by is for methods that move images between classes and method is {self.method}")
         return self
 
     @model_validator(mode="after")
@@ -396,6 +414,11 @@ class GenerateSection(Section):
         if self.mask != "none" and not self.from_image:
             raise ValueError(
                 f"mask {self.mask} repaints a part of a source; method {self.method} has none to start from"
+            )
+        if self.mask == "background" and self.method.endswith("-mix"):
+            raise ValueError(
+                f"mask background keeps the object of the source, and {self.method} would call it another class; use "
+                "mask object, or an aug method"
             )
         return self
 
@@ -493,6 +516,7 @@ class CurateStep(Section):
     # auto: the drawing model's own features; clip:starter, clip:NAME or clip:FOLDER: an image-text model;
     # timm:NAME or timm:FOLDER: any timm model; classifier: the recipe's own, taught by the real training images alone
     encoder: str = "auto"
+    views: int = Field(1, ge=1, le=64)  # that agreement is the mean of: the whole image, then random windows of it
     text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too
     against: str | None = None  # text-agreement: what else an image may show; null: the other classes' texts
     of_sources: bool = (
@@ -559,7 +583,8 @@ class TrainSection(Section):
     last_stages: int = Field(1, ge=1)  # mode last-stages: so many stages of a ResNet (it has 4), blocks of a ViT (12)
     mixing: MixingSection = MixingSection()
     label: LabelSection = LabelSection()
-    pools: list[str] = []  # other run folders whose kept synthetic images are added to this run's
+    pools: list[str] = []  # other run folders, whose kept synthetic images are added to this run's, and image tables of
+    # variegate import
     subset_per_class: int | None = Field(None, ge=1)  # an arm learns from so many images a class, real and synthetic
     # together, drawn at random once; null: all
     sample_by: Literal["image", "class"] = "image"  # class: real images of every class come equally often
@@ -568,6 +593,11 @@ class TrainSection(Section):
     mix: Literal["none", "mixup", "cutmix", "mixup+cutmix", "cmo", "manifold-mixup", "puzzle-mix", "fractal-mixup"] = (
         "none"
     )
+    mix_probability: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # chance that a batch is mixed; CutMix's paper: 0.5
+    mix_alpha: float | None = Field(None, gt=0.0)  # the share is of Beta(alpha, alpha); null: mixup 0.8, cutmix 1,
+    # manifold-mixup 2
+    fractal_share: Annotated[list[Fraction], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = [0.2]
+    # fractal-mixup: one number, or [low, high] for one drawn uniformly for each image
     loss: Literal["ce", "ldam", "balanced-softmax"] = "ce"  # ldam, balanced-softmax: for long-tailed classes
     ldam: LdamSection = LdamSection()
     class_weights: Literal["none", "class-balanced"] = "none"  # by the effective number of real images
@@ -624,6 +654,33 @@ class TrainSection(Section):
             raise ValueError(f"transport is a part of puzzle-mix and mix is {self.mix}; set one of them otherwise")
         if self.last_stages != 1 and self.mode != "last-stages":
             raise ValueError(f"last_stages has no effect on mode {self.mode}; set mode: last-stages")
+        if self.ldam != LdamSection() and self.loss != "ldam":
+            raise ValueError(f"ldam has no effect on loss {self.loss}; leave it out, or set loss: ldam")
+        if self.class_balance_beta != _default(self, "class_balance_beta") and self.class_weights == "none":
+            raise ValueError("class_balance_beta shapes class weights and class_weights is none; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_a_mix(self) -> TrainSection:
+        if self.mix_probability != 1.0 and self.mix in {"none", "cmo"}:
+            raise ValueError(
+                f"mix_probability has no effect on mix {self.mix}; leave it out (cmo changes half of the batches)"
+            )
+        if self.mix_alpha is not None and self.mix not in MIXES_BY_SHARE:
+            raise ValueError(f"mix_alpha has no effect on mix {self.mix}; it is for {', '.join(MIXES_BY_SHARE)}")
+        if self.fractal_share != _default(self, "fractal_share") and self.mix != "fractal-mixup":
+            raise ValueError(f"fractal_share has no effect on mix {self.mix}; set mix: fractal-mixup")
+        if self.fractal_share[0] > self.fractal_share[-1]:
+            raise ValueError(f"fractal_share is {self.fractal_share}, should be [low, high]")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> TrainSection:
+        if self.mode in ("linear-probe", "last-stages") and self.pretrained is False:
+            raise ValueError(
+                f"mode {self.mode} keeps most weights as they are, and with pretrained: false those are chance; "
+                "set pretrained, or mode: full"
+            )
         return self
 
     @property
@@ -632,6 +689,13 @@ class TrainSection(Section):
         return self.ldam.scale if self.loss == "ldam" else None
 
 
+# keys of train that belong to some values of another one
+BELONGING: dict[str, tuple[str, ...]] = {
+    "mix": ("transport", "mix_probability", "mix_alpha", "fractal_share"),
+    "loss": ("ldam",),
+    "class_weights": ("class_balance_beta", "reweight_from"),
+    "mode": ("last_stages",),
+}
 Images = Literal["real", "real+synthetic", "synthetic"]
 SAME_FOR_ALL_ARMS = (
     "steps",
@@ -733,6 +797,10 @@ class Recipe(Section):
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
         _check_refine_use(self.refine, method)
+        if self.backend.image_guidance_scale != _default(self.backend, "image_guidance_scale") and method != "edit":
+            raise ValueError(
+                f"backend.image_guidance_scale is for generate.method edit and it is {method}; leave it out"
+            )
         arms = self.evaluate.arm_sections
         synthetic = [arm.name for arm in arms if arm.has_synthetic]
         if method == "none" and synthetic and not self.train.pools:
@@ -753,8 +821,10 @@ class Recipe(Section):
 def _train_of(base: TrainSection, arm: ArmSection, place: int = 0) -> TrainSection:
     """`train` with the arm's own keys laid over it; raises ValidationError naming the key of the arm at `place`."""
     values = overlaid(base.model_dump(), arm.train)
-    if arm.train.get("mix", base.mix) != base.mix and "transport" not in arm.train:
-        values["transport"] = False  # it was the other mix's
+    for key, belonging in BELONGING.items():
+        if arm.train.get(key, getattr(base, key)) != getattr(base, key):
+            for own in set(belonging) - set(arm.train):
+                values[own] = _default(base, own)  # it was the other mix's, or loss's
     try:
         return TrainSection.model_validate(values)
     except ValidationError as exc:

@@ -1,7 +1,8 @@
 """Did it help? Means and paired differences with 95 % intervals, corrected for their number, and the answer in words. Pure.
 
 Inside one draw of the training images an interval covers another choice of seeds (first weights, order, augmentation) and of
-test images (`two_way`). Over several draws the draw is what is independent: seeds are averaged inside it (`over_draws`).
+test images (`two_way`). Over several draws the draw is what is independent: seeds are averaged inside it (`over_draws`), and where
+all draws share their test images, another choice of those is covered besides (`over_draws_and_images`).
 """
 
 from __future__ import annotations
@@ -88,18 +89,46 @@ def two_way_interval(values: np.ndarray) -> Interval:
     return two_way(values).interval()
 
 
-def over_draws(values: Sequence[float], step: float = 0.0) -> Estimate:
+def over_draws(values: Sequence[float]) -> Estimate:
     """Mean of independent values, one a draw of training images, with Student's error.
 
-    `step` is the smallest difference that a draw can show (one test image of one seed): draws that agree exactly, as those of
-    small test sets may, would otherwise have no width. Raises ValueError for fewer than 2 values: one draw says nothing of
-    other draws.
+    Raises ValueError for fewer than 2 values: one draw says nothing of other draws.
     """
     found = np.asarray(values, np.float64)
     if len(found) < 2:
         raise ValueError(f"an interval over draws needs at least 2 of them, got {len(found)}")
-    error = max(float(found.std(ddof=1)) / np.sqrt(len(found)), step / len(found), np.finfo(np.float64).tiny)
+    error = max(float(found.std(ddof=1)) / np.sqrt(len(found)), np.finfo(np.float64).tiny)
     return Estimate(float(found.mean()), float(error), len(found) - 1, len(found))
+
+
+def over_draws_and_images(values: Sequence[np.ndarray], same_images: bool) -> Estimate:
+    """Mean over draws of values [seeds, images], with an error over draws and over test images.
+
+    Draws that are tested on images of their own vary by those, too. Draws that share them do not, so the variance of a crossed
+    design's image effect is added, with its own degrees of freedom joined by Satterthwaite's rule: (mean square of images -
+    mean square of the rest) / (draws x images), where that is above 0. Where that interval is wider than the draws' own, their
+    error is raised to give it; it is never lowered, as many images do not make up for few draws.
+
+    The error is never below the smallest step that all draws together can show. Raises ValueError as `over_draws`.
+    """
+    means = [one.mean(axis=0) for one in values]  # of each draw, over seeds: [images]
+    draws = over_draws([float(one.mean()) for one in means])
+    of_draws = max(draws.error, 1.0 / sum(one.size for one in values)) ** 2
+    if same_images:
+        table = np.stack(means)
+        rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+        num_draws, num_images = table.shape
+        noise = (rest**2).sum() / ((num_draws - 1) * (num_images - 1))
+        square = num_draws * table.mean(axis=0).var(ddof=1)
+        of_images, freedom, others = max(square - noise, 0.0) / table.size, num_images - 1, of_draws
+    else:  # draws that agree by chance: their images alone leave more open than that
+        of_images = sum(one.var(ddof=1) / one.size for one in means) / len(means) ** 2
+        freedom, others = sum(one.size - 1 for one in means), 0.0
+    variance = of_images + others
+    joined = variance**2 / (of_images**2 / freedom + others**2 / draws.freedom) if variance else draws.freedom
+    student = [float(stats.t.ppf(0.5 + LEVEL / 2, one)) for one in (joined, draws.freedom)]
+    error = max(np.sqrt(of_draws), np.sqrt(variance) * student[0] / student[1])
+    return Estimate(draws.mean, float(error), draws.freedom, draws.num)
 
 
 def paired_interval(differences: Sequence[float]) -> Interval:

@@ -198,11 +198,13 @@ def test_killed_in_the_middle_it_ends_with_the_same_adapter(
 
 
 def test_a_loss_that_is_no_number_fails_with_the_step_and_the_last_good_state(tmp_path: Path) -> None:
+    """The first step ruins the weights: what it leaves is no state to go on from."""
     said = variegate("adapt", "--out", tmp_path / "out", *LEARN, *settings("adapt.lr=1e30", "adapt.token_lr=1e30",
                      "adapt.previews=0", "adapt.evaluations=0", "adapt.warmup_fraction=0"))  # fmt: skip
     assert said.status == 1, said.text
     assert "adapt failed: the" in said.err and " at step 1 is " in said.err and "lower adapt.lr" in said.err
-    assert "last good checkpoint: step-00000001.safetensors" in said.err and "Traceback" not in said.err
+    assert "last good checkpoint: none" in said.err and "Traceback" not in said.err
+    assert not list((tmp_path / "out/adapt").rglob("*")), "nothing is kept of it"
 
 
 # ------------------------------------------------------------------------------------------ refused
@@ -315,10 +317,27 @@ def test_lora_targets_that_the_unet_does_not_have(tmp_path: Path) -> None:
     assert "no module of the U-Net ends in to_quux" in said and "to_q" in said
 
 
-def test_another_recipe_for_the_same_folder_learns_anew(adapted: tuple[Path, Said], tmp_path: Path) -> None:
-    """Before anything is drawn a recipe may change; nothing learned by the old one is kept."""
+def test_a_finished_adapter_is_not_learned_over(adapted: tuple[Path, Said], tmp_path: Path) -> None:
+    """It may have taken days: another recipe in its folder is refused with the difference, one that only draws is not."""
     out = shutil.copytree(adapted[0], tmp_path / "out")
+    said = variegate("adapt", "--out", out, *LEARN, *settings("adapt.steps=3", "adapt.rank=2"))
+    assert said.status == 2 and "Traceback" not in said.text, said.text
+    assert "adapt.steps: 6 -> 3" in said.err and "adapt.rank: 16 -> 2" in said.err
+    assert "adapt.method=file" in said.err and f"adapt.path={out / 'adapt'}" in said.err
+    assert hashes(out) == hashes(adapted[0])
+    said = variegate("generate", "--out", out, *LEARN, *settings("generate.per_real=2", "backend.steps=3"))
+    assert said.status == 0 and hashes(out) == hashes(adapted[0]), said.text
+
+
+def test_a_course_that_was_stopped_may_be_changed(tmp_path: Path, process: Callable[..., subprocess.Popen]) -> None:
+    """Nothing learned by the old recipe is kept."""
+    out = tmp_path / "out"
+    child = process("adapt", "--out", out, *LEARN, start_new_session=True)
+    while child.poll() is None and not any((out / "adapt/checkpoints").glob("step-*")):
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate(timeout=60)
     changed = settings("adapt.steps=3")
-    assert variegate("adapt", "--out", out, *LEARN, *changed).status == 0
-    assert variegate("adapt", "--out", tmp_path / "fresh", *LEARN, *changed).status == 0
-    assert hashes(out) == hashes(tmp_path / "fresh") != hashes(adapted[0])
+    for folder in (out, tmp_path / "fresh"):
+        assert variegate("adapt", "--out", folder, *LEARN, *changed).status == 0
+    assert hashes(out) == hashes(tmp_path / "fresh")

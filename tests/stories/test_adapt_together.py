@@ -69,3 +69,18 @@ def test_a_process_that_ends_ends_the_team(tmp_path: Path, process: Callable[...
     said = [child.communicate(timeout=200) for child in left]
     assert [child.returncode for child in left] == [1, 1] and "lower adapt.lr" in said[0][1], said
     assert not any("Traceback" in err for _, err in said), said
+
+
+def test_a_helper_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may lie on the first process's machine alone; the model is needed here too."""
+    from variegate.stages.adapt import team
+
+    monkeypatch.setattr(team, "help_out", lambda recipe, say: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    photos = tmp_path / "on the other machine"
+    said = variegate("adapt", photos, "--out", tmp_path / "out", *LEARN)
+    assert said.status == 0 and "helped with 1 lessons" in said.out, said.text
+    assert not (tmp_path / "out").exists()
+    said = variegate("adapt", photos, "--out", tmp_path / "out", *LEARN, *settings("backend.model=startr"))
+    assert said.status == 2 and "startr: no such model folder" in said.err, said.text

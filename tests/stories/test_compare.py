@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from driving import settings, variegate
+from driving import picture, settings, variegate
+from PIL import Image
 
 from variegate.backends.adapter import AdapterFacts, placeholder, write_adapter
 
@@ -219,3 +221,102 @@ def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twi
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     learned = [method(found, name)["cost"]["seconds"]["adapt"] for name in ("diff-aug", "diff-mix")]
     assert learned[0] == learned[1] > 0
+
+
+def drawn_from(photos: Path, out: Path, *more: str) -> Path:
+    """A finished run whose images stem from some of the photos; and a recipe that pools them."""
+    said = variegate("generate", photos, "--recipe", "real-mix", "--out", out, *TINY, *settings(*more))
+    assert said.status == 0, said.text
+    pooling = out.with_suffix(".yaml")
+    pooling.write_text(f"generate: {{method: none}}\ncurate: []\ntrain: {{pools: ['{out}']}}\n")
+    return pooling
+
+
+def parted(make_folder: Callable[..., Path]) -> Path:
+    """Photos whose test and validation images are the same for every seed."""
+    return make_folder({f"{split}/{name}": 6 for split in ("train", "val", "test") for name in ("ant", "bee")})
+
+
+def test_pools_that_know_more_training_images_than_a_draw_are_refused(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Images of all twelve photos against arms of two a class: a gain would be that of the other eight."""
+    photos = parted(make_folder)
+    all_of_them = drawn_from(photos, tmp_path / "all")
+    said = compare(tmp_path / "out", str(all_of_them), photos, "--draws", "1")
+    assert said.status == 2 and "made from 8 training images that the arms of this comparison do not have" in said.err
+    assert "--set seed=0 --set dataset.shots=2" in said.err and not (tmp_path / "out").exists()
+    own = drawn_from(photos, tmp_path / "own", "dataset.shots=2", "seed=0")
+    said = compare(tmp_path / "out", str(own), photos, "--draws", "2")
+    assert said.status == 2 and "(in draw 2, 2 shots) — use --draws 1, or make it from" in said.err
+    assert not (tmp_path / "out").exists(), "nothing is trained for draw 1 either"
+    said = compare(tmp_path / "out", str(own), photos, "--draws", "1")
+    assert said.status == 0, said.text
+    mine = method(json.loads((tmp_path / "out/comparison.json").read_text()), "own")["cost"]
+    assert mine["made_elsewhere"] and mine["gain_per_minute"] is None
+
+
+def test_a_pool_that_gives_a_later_draw_away_is_refused_before_the_first(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Splits are by seed here: what trains in draw 1 may be tested in draw 2."""
+    photos = make_folder({"ant": 8, "bee": 8})
+    own = drawn_from(photos, tmp_path / "own", "dataset.shots=2", "seed=0", "generate.per_real=4")
+    said = compare(tmp_path / "out", str(own), photos, "--draws", "4")
+    assert said.status == 2 and "(in draw " in said.err and "use --draws 1" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_of_other_data_is_warned_about(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    others = parted(make_folder).rename(tmp_path / "others")
+    for number, path in enumerate(sorted(others.rglob("*.png"))):
+        picture(5000 + number).save(path)
+    elsewhere = drawn_from(others, tmp_path / "elsewhere")
+    said = compare(tmp_path / "out", str(elsewhere), parted(make_folder), "--draws", "1")
+    assert said.status == 0, said.text
+    assert "real images that are none of this data" in said.err
+    warnings = json.loads((tmp_path / "out/comparison.json").read_text())["warnings"]
+    assert any(text.startswith("elsewhere: ") and "none of this data" in text for text in warnings)
+
+
+def test_changed_photos_are_refused_before_anything_is_done_again(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = parted(make_folder)
+    assert compare(tmp_path / "out", "real-mix", photos, "--draws", "1").status == 0
+    before = (tmp_path / "out/comparison.json").read_bytes()
+    picture(4000).save(photos / "test/ant/0.png")
+    said = compare(tmp_path / "out", "real-mix", photos, "--draws", "1")
+    assert said.status == 2 and "the data changed since this comparison began" in said.err
+    assert "choose another --out folder" in said.err and "training: " not in said.text
+    assert (tmp_path / "out/comparison.json").read_bytes() == before
+
+
+def blots(seed: int) -> Image.Image:
+    """Random blots, unlike any others."""
+    small = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8))
+    return small.resize((48, 48), Image.Resampling.BILINEAR)
+
+
+def test_retrieval_has_its_cost_and_takes_no_training_image_again(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos, pool = parted(make_folder), tmp_path / "pool"
+    pool.mkdir()
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        blots(number).save(path)
+        if "train" in path.parts:
+            blots(number).save(pool / f"again-{number}.jpg", quality=90)
+    for number in range(30):
+        blots(100 + number).save(pool / f"{number}.png")
+    said = compare(tmp_path / "out", "real-mix", photos, "--draws", "1", "--pool", pool)
+    assert said.status == 0, said.text
+    assert "retrieve: 4 of 42 images of the pool; left out: 4 that are training images, 0 nearly like" in said.err
+    found = method(json.loads((tmp_path / "out/comparison.json").read_text()), "retrieval")
+    cost, gain = found["cost"], found["against"][0]["selected"]["difference"]
+    assert cost["seconds"]["retrieve"] > 0.1 and not cost["made_elsewhere"] and cost["images_kept"] == 4
+    extra = cost["total_seconds"] - cost["seconds"]["train"]
+    assert cost["gain_per_minute"] == pytest.approx(gain * 60 / extra, abs=1e-3)
+    assert found["copies"]["images"] == found["copies"]["kept"] == 4
+    page = (tmp_path / "out/report.html").read_text().split("Copies of training images")[1]
+    assert '<th scope="row">retrieval</th><td class="num">4</td>' in page

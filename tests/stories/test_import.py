@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from driving import command, variegate
-from foreign import da_fusion_tokens, diff_mix_images, diff_mix_output
+from foreign import da_fusion_tokens, diff_mix_images, diff_mix_output, pictures
 
 from variegate.backends.adapter import adapter_problems
 
@@ -63,6 +63,24 @@ def test_a_table_of_images_says_what_it_counted(tmp_path: Path) -> None:
     assert said.status == 0, said.text
     assert "image table" in said.out and "song_sparrow-000000-0.5.png (does not exist)" in said.out
     assert "gamma 0.5" in said.out and 'load_dataset("imagefolder"' in said.out
+
+
+def test_a_classifier_learns_from_an_imported_table(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    """The command that import names, on data with the same classes."""
+    pictures(tmp_path / "tool" / "data", ["ant/0.png", "bee/1.png"])
+    rows = [
+        "First Directory,Second Directory,Number,Strength,Path",
+        "ant,bee,0,0.5,ant/0.png",
+        "bee,bee,1,0.7,bee/1.png",
+    ]
+    (tmp_path / "tool" / "meta.csv").write_text("\n".join(rows) + "\n")
+    said = variegate("import", tmp_path / "tool", "--out", tmp_path / "table", "--json")
+    _, verb, _, *next_arguments = shlex.split(json.loads(said.out)["next"])
+    small = ["--set", "train.steps=2", "--set", "evaluate.seeds=1"]
+    said = variegate(verb, make_folder(), *next_arguments, *small, "--out", tmp_path / "run")
+    assert said.status == 0, said.text
+    assert "does not tell which real images it was made from" in said.text
+    assert (tmp_path / "run" / "train" / "real-synthetic" / "seed-0" / "model.safetensors").is_file()
 
 
 class Evil:

@@ -25,6 +25,15 @@ def test_an_arms_keys_lie_over_those_of_train() -> None:
     assert changed.model_copy(update={"mix": "none", "label": recipe.train.label}) == recipe.train
 
 
+def test_keys_of_trains_own_mix_and_loss_do_not_reach_arms_with_others() -> None:
+    train = {"mix": "cutmix", "mix_probability": 0.5, "mix_alpha": 2, "loss": "ldam", "ldam": {"scale": 20}}
+    other = {"name": "fractal", "images": "real", "train": {"mix": "fractal-mixup", "loss": "ce"}}
+    recipe = Recipe.model_validate({"train": train, "evaluate": {"arms": ["real+synthetic", CUT, other]}})
+    same, fractal = (recipe.train_of(arm) for arm in recipe.evaluate.arm_sections[1:])
+    assert (same.mix_probability, same.mix_alpha, same.ldam.scale) == (0.5, 2, 20)
+    assert (fractal.mix_probability, fractal.mix_alpha, fractal.ldam.scale) == (1.0, None, 30.0)
+
+
 def test_a_recipe_with_arms_is_written_and_read_again() -> None:
     recipe = with_arms("real", CUT, {"name": "copies", "images": "real", "copies": 3})
     assert Recipe.model_validate(parse_yaml(dump_recipe(recipe), "recipe.yaml")) == recipe

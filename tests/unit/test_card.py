@@ -46,7 +46,29 @@ def test_counts_recipe_and_limits_are_said(carded) -> None:
     assert "Left out of training by variegate: blank 3." in body
     recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert recipe == context.recipe.model_dump(mode="json")
-    assert "Not measured" in body and "Known limits" in body and "was made from a real one" in body
+    assert "Not measured" in body and "Known limits" in body
+
+
+def test_images_from_text_alone_are_not_said_to_show_real_ones(carded) -> None:
+    """Strength 1 is noise alone: the default recipe draws half of its images so."""
+
+    def said(context, **changes: dict) -> str:
+        write_card(context.folder, Recipe.model_validate(overlaid(context.recipe.model_dump(), changes)))
+        return context.folder.path(CARD).read_text().split("## Known limits")[1]
+
+    context, _ = carded()
+    assert "15 of the 18 images were made from a real one and may show" in said(context)
+    assert "the other 3 were drawn from text and noise alone." in said(context)
+    with context.folder.transaction() as db:
+        db.execute("UPDATE plan SET strength = 1.0 WHERE target < 2")
+    assert "5 of the 18 images were made from a real one" in said(context)
+    assert "15 of the 18 images" in said(context, generate={"mask": "object"}), "what a mask keeps stays"
+    with context.folder.transaction() as db:
+        db.execute("UPDATE plan SET strength = 0.5, source = (SELECT id FROM real LIMIT 1)")
+    assert "Every image was made from a real one" in said(context)
+    with context.folder.transaction() as db:
+        db.execute("UPDATE plan SET source = NULL")
+    assert "a real one" not in said(context)
 
 
 def test_load_dataset_reads_the_folder_with_its_card(carded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ ELSEWHERE = (
     "train.pools",
     "adapt.path",
     "prompts.llm.local",
-)  # other runs, adapters and chat models: tests of their own
+    "train.pretrained",
+)  # other runs, adapters, chat models and weights that would be fetched: tests of their own
 NUMBERS = {"K": "1", "S": "3"}
 KEY = re.compile(r"([a-z]+(?:\.[a-z_]+)*): (.+)")
 
@@ -166,6 +167,28 @@ def test_every_command_of_the_page_gives_a_recipe_that_holds(
             check(recipe)
     except UserError as exc:
         pytest.fail(f"{line.where}\n{exc}")
+
+
+def test_what_follows_adapting_takes_the_adapter_and_looks_at_the_same_images() -> None:
+    """Line after line in one shell: a run that repeats not every key of `adapt` would learn another one, or be refused."""
+    blocks = [block.replace("\\\n", " ").splitlines() for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)]
+    followed = 0
+    for block in blocks:
+        commands = [shlex.split(line) for line in block]
+        for words in commands:
+            assert "--out" in words or words[1] == "run", words
+        if not any(words[1] == "adapt" for words in commands):
+            continue
+        learned, *others = (dict(one.split("=", 1) for one in words if "=" in one) for words in commands)
+        where = commands[0][commands[0].index("--out") + 1]
+        for words, keys in zip(commands[1:], others, strict=True):
+            if words[words.index("--recipe") + 1] != commands[0][commands[0].index("--recipe") + 1]:
+                continue  # the next thing that README does, without the adapter
+            assert keys["adapt.method"] == "file" and keys["adapt.path"] == f"{where}/adapt"
+            same = ("seed", "adapt.model", *(key for key in learned if key.startswith(("dataset.", "backend."))))
+            assert {key: keys.get(key) for key in same} == {key: learned.get(key) for key in same}
+            followed += 1
+    assert followed == 3
 
 
 def test_the_page_has_something_for_every_system() -> None:

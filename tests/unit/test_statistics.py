@@ -12,6 +12,7 @@ from variegate.statistics import (
     holm,
     in_words,
     over_draws,
+    over_draws_and_images,
     paired_interval,
     two_way_interval,
     verdict,
@@ -141,3 +142,44 @@ def test_bootstrap_interval_is_repeatable_and_about_as_wide_as_students() -> Non
 def test_an_experiment_that_could_see_nothing_says_so() -> None:
     found = over_draws([0.1, -0.1]).interval(10)
     assert "so few draws could have shown no difference at all" in verdict(found, "draw")
+
+
+def shared_images(rng: np.random.Generator, num_draws: int, of_images: float, of_draws: float) -> list[np.ndarray]:
+    """Differences [1, images] of two methods that are as good as each other on all images there are, not on each of them."""
+    image = rng.normal(0.0, of_images, 200)
+    return [image[None] + rng.normal(0.0, of_draws) + rng.normal(0.0, 0.3, (1, 200)) for _ in range(num_draws)]
+
+
+@pytest.mark.parametrize(("num_draws", "of_draws"), [(2, 0.01), (5, 0.01), (5, 0.03), (20, 0.02)])
+def test_draws_that_share_their_test_images_do_not_hide_those(num_draws: int, of_draws: float) -> None:
+    """Another set of test images could have favoured the other method: draws alone call it a difference far too often."""
+    rng = np.random.default_rng(num_draws)
+    wrong, wrong_of_draws = 0, 0
+    for _ in range(400):
+        values = shared_images(rng, num_draws, 0.25, of_draws)
+        found = over_draws_and_images(values, same_images=True)
+        plain = paired_interval([float(one.mean()) for one in values])
+        wrong += not found.interval().is_zero_inside
+        wrong_of_draws += not plain.is_zero_inside
+        assert found.interval().low <= plain.low and plain.high <= found.interval().high
+    assert wrong / 400 <= 0.08
+    if num_draws > 2:
+        assert wrong_of_draws / 400 > 0.12
+
+
+def test_draws_with_images_of_their_own_have_them_in_their_spread_already() -> None:
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(400):
+        values = [shared_images(rng, 1, 0.25, 0.02)[0] for _ in range(5)]
+        found.append(not over_draws_and_images(values, same_images=False).interval().is_zero_inside)
+    assert 0.01 <= np.mean(found) <= 0.08
+
+
+def test_two_draws_that_agree_by_chance_have_the_width_of_their_images() -> None:
+    gap = np.array([[1.0] * 5 + [0.0] * 95])
+    alone = np.sqrt(0.05 * 0.95 / 99)
+    for same_images, error in ((True, alone), (False, alone / np.sqrt(2))):
+        found = over_draws_and_images([gap, gap], same_images).interval()
+        assert found.high - found.mean >= stats.t.ppf(0.975, 99) * error
+    assert over_draws_and_images([gap, gap], True).p_value > 0.05, "two draws are two"

@@ -52,13 +52,13 @@ def make_augment(name: str) -> Callable[[torch.Tensor, torch.Generator], torch.T
     return each
 
 
-def make_mix(name: str) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
-    """The batch mixing a recipe names; rows of targets keep their mass."""
+def make_mix(name: str, alpha: float | None = None) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
+    """The batch mixing a recipe names, its share of Beta(alpha, alpha); rows of targets keep their mass."""
     if name == "none":
         return lambda images, targets: (images, targets)
     from torchvision.transforms import v2
 
-    mixes = {"mixup": v2.MixUp(alpha=MIXUP_ALPHA), "cutmix": v2.CutMix(alpha=CUTMIX_ALPHA)}
+    mixes = {"mixup": v2.MixUp(alpha=alpha or MIXUP_ALPHA), "cutmix": v2.CutMix(alpha=alpha or CUTMIX_ALPHA)}
     chosen = [mixes[part] for part in name.split("+")]
     mix = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
     return lambda images, targets: tuple(mix(images, targets))

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 from variegate.backends.devices import available_cores, resolve_device, resolve_dtype, this_machine
 from variegate.classifier.augment import CMO_CHANCE, make_augment, own_randomness, paste_patches, to_unit
 from variegate.classifier.losses import ClassTable, LossRule, batch_loss, class_table, labels_shown
-from variegate.classifier.mixes import open_mix
+from variegate.classifier.mixes import FRACTAL_SHARE, open_mix
 from variegate.classifier.mixing import Slots, class_uniform, real_counts
 from variegate.classifier.models import OWN_MODEL, Classifier, learned_parts
 from variegate.recipe import TrainSection
@@ -70,6 +70,9 @@ class Settings:
     loss: LossRule = LossRule()
     last_stages: int = 1
     transport: bool = False
+    mix_probability: float = 1.0
+    mix_alpha: float | None = None
+    fractal_share: Sequence[float] = FRACTAL_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Progress:
     best_step: int = 0  # 0 = not validated yet
     best_accuracy: float = -1.0
     loss_sum: float = 0.0  # since the last log line
+    seconds: float = 0.0  # of the task so far, over all its sessions; whoever saves fills it in
     log: list[dict[str, Any]] = field(default_factory=list)
     net: State = field(default_factory=dict)
     best: State = field(default_factory=dict)
@@ -266,7 +270,15 @@ class _Loop:
         self.num_steps = len(slots.index)
         self.augment = make_augment(settings.augment)
         mix = "none" if settings.mix == "cmo" else settings.mix
-        self.mix = open_mix(mix, classifier, transport=settings.transport, autocast=compute.autocast)
+        self.mix = open_mix(
+            mix,
+            classifier,
+            transport=settings.transport,
+            autocast=compute.autocast,
+            probability=settings.mix_probability,
+            alpha=settings.mix_alpha,
+            fractal_share=settings.fractal_share,
+        )
         self.real_labels, self.num_classes = data.real.targets.argmax(axis=1), data.real.targets.shape[1]
         self.subset = np.arange(len(self.real_labels)) if data.subset is None else data.subset
         self.table = self.class_table()
@@ -396,7 +408,8 @@ def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def _num_classes(classifier: Classifier) -> int:
-    return len(classifier.head.state_dict()["weight"])  # a linear layer, or a 1x1 convolution in some of timm's nets
+    """From the last of its last layer's weights, be it linear, a 1x1 convolution, or with a norm before it."""
+    return len(list(classifier.head.parameters())[-1])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ All randomness comes from torch's global generator, which the training loop seed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 
@@ -24,29 +24,56 @@ from variegate.classifier.puzzle import puzzle_mix
 Mix = Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[Batch]]
 
 MANIFOLD_ALPHA = 2.0
-NUM_FRACTALS, FRACTAL_SHARE = 256, 0.2
+NUM_FRACTALS, FRACTAL_SHARE = 256, (0.2,)
 
 
-def open_mix(name: str, classifier: Classifier, *, transport: bool, autocast: bool) -> Mix:
-    """The mix a recipe names, of images scaled for `classifier`; rows of targets keep their mass."""
+def open_mix(
+    name: str,
+    classifier: Classifier,
+    *,
+    transport: bool,
+    autocast: bool,
+    probability: float = 1.0,
+    alpha: float | None = None,
+    fractal_share: Sequence[float] = FRACTAL_SHARE,
+) -> Mix:
+    """The mix a recipe names, of images scaled for `classifier`; rows of targets keep their mass.
+
+    A batch is mixed with `probability`; `alpha` and `fractal_share` are the recipe's keys.
+    """
+    mix = _always(name, classifier, transport=transport, autocast=autocast, alpha=alpha, fractal_share=fractal_share)
+    if probability == 1.0:  # nothing to toss for: the random numbers of the mix stay the same
+        return mix
+    return lambda *batch: mix(*batch) if float(torch.rand(())) < probability else nullcontext(batch)
+
+
+def _always(
+    name: str,
+    classifier: Classifier,
+    *,
+    transport: bool,
+    autocast: bool,
+    alpha: float | None,
+    fractal_share: Sequence[float],
+) -> Mix:
     if name == "manifold-mixup":
-        return lambda images, targets: _inside(classifier.net, images, targets)
+        return lambda images, targets: _inside(classifier.net, images, targets, alpha or MANIFOLD_ALPHA)
     mix: Callable[[torch.Tensor, torch.Tensor], Batch]
     if name == "puzzle-mix":
         mix = partial(puzzle_mix, classifier, transport=transport, autocast=autocast)
     elif name == "fractal-mixup":
-        mix = partial(_fractal_mixup, classifier)
+        mix = partial(_fractal_mixup, classifier, fractal_share)
     else:
-        mix = make_mix(name)
+        mix = make_mix(name, alpha)
     return lambda images, targets: nullcontext(mix(images, targets))
 
 
 @contextmanager
-def _inside(net: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Iterator[Batch]:
+def _inside(net: nn.Module, images: torch.Tensor, targets: torch.Tensor, alpha: float) -> Iterator[Batch]:
     """Mix the images, or what comes out of one of the first half of the net's stages, with one lambda for the batch."""
     stages = stages_of(net)
     layer = int(torch.randint(math.ceil(len(stages) / 2) + 1, ()))
-    share = float(torch.distributions.Beta(MANIFOLD_ALPHA, MANIFOLD_ALPHA).sample())
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
     order = torch.randperm(len(images)).to(images.device)
 
     def mixed(values: torch.Tensor) -> torch.Tensor:
@@ -62,16 +89,25 @@ def _inside(net: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> Iter
         hook.remove()
 
 
-def _fractal_mixup(classifier: Classifier, images: torch.Tensor, targets: torch.Tensor) -> Batch:
+def _fractal_mixup(
+    classifier: Classifier, share: Sequence[float], images: torch.Tensor, targets: torch.Tensor
+) -> Batch:
     """A fractal shows no class, so the labels stay as they are."""
-    return overlay(images, fractals(images.shape[-1]), classifier), targets
+    return overlay(images, fractals(images.shape[-1]), classifier, share), targets
 
 
-def overlay(images: torch.Tensor, pictures: np.ndarray, classifier: Classifier) -> torch.Tensor:
-    """Each image float [B, 3, S, S] under one of the pictures uint8 [N, S, S, 3], scaled like the image."""
+def overlay(
+    images: torch.Tensor, pictures: np.ndarray, classifier: Classifier, share: Sequence[float] = FRACTAL_SHARE
+) -> torch.Tensor:
+    """Each image float [B, 3, S, S] under one of the pictures uint8 [N, S, S, 3], scaled like the image; `share` of the
+    picture is one number, or the ends of what is drawn uniformly for each image."""
     chosen = torch.randint(len(pictures), (len(images),)).numpy()
     over = classifier.scaled(to_unit(torch.from_numpy(pictures[chosen]).to(images.device)))
-    return torch.lerp(images, over, FRACTAL_SHARE)
+    low, high = share[0], share[-1]
+    if low == high:
+        return torch.lerp(images, over, low)
+    weight = low + (high - low) * torch.rand(len(images), 1, 1, 1)
+    return torch.lerp(images, over, weight.to(images.device))
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,14 @@ class Classifier:
     """A network with the pixel scaling it expects: (pixels / 255 - mean) / std."""
 
     net: nn.Module  # float [B, 3, S, S] -> logits [B, num_classes]
-    head: nn.Module  # the last layer, a part of `net`
+    heads: tuple[nn.Module, ...]  # the last layer, a part of `net`; two of a distilled one, whose logits are their mean
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer; of two the one that learned from labels."""
+        return self.heads[0]
 
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """Images float [B, 3, S, S] in [0, 1] as the net takes them."""
@@ -139,31 +146,55 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     return problems
 
 
-def check_cosine_head(name: str) -> list[Problem]:
-    """Whether a known model's last layer can become a CosineHead; builds it, without published weights, to see."""
-    if name in OWN_MODELS:
+def _head_problems(name: str, heads: Sequence[nn.Module]) -> list[Problem]:
+    if len(heads) == 1 and isinstance(heads[0], nn.Linear):
         return []
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        net = timm.create_model(name, num_classes=2)
-        return _head_problems(name, net.get_classifier())  # type: ignore[operator]  # timm's, unknown to torch
-
-
-def _head_problems(name: str, head: object) -> list[Problem]:
-    if isinstance(head, nn.Linear):
-        return []
-    text = f"{name} ends in {type(head).__name__}, and train.loss ldam needs a linear last layer"
+    ends = " and ".join(type(head).__name__ for head in heads)
+    text = f"{name} ends in {ends}, and train.loss ldam needs one linear last layer"
     return [Problem("train.loss", text, "choose another model, or balanced-softmax")]
 
 
-def check_parts(section: TrainSection, size_px: int) -> None:
-    """Raise ModelError where the recipe speaks of stages that its net has not; allocates no weights."""
+def check_net(section: TrainSection, size_px: int) -> None:
+    """Raise ModelError where a net of a known name cannot be built for the recipe, or cannot take a batch of its images, or
+    has not the stages or the last layer that the recipe speaks of.
+
+    Allocates no weights, but where shapes alone say no it is tried for real: timm's nets are of many hands.
+    """
+
+    def built() -> Classifier:
+        scale = section.cosine_scale
+        return build_model(section.model, num_classes=2, size_px=size_px, pretrained=False, seed=0, cosine_scale=scale)
+
+    with torch.device("meta"):
+        classifier = built()
     if section.mode == "last-stages" or section.mix == "manifold-mixup":
-        with torch.device("meta"):
-            built = build_model(section.model, num_classes=2, size_px=size_px, pretrained=False, seed=0)
-        stages_of(built.net)
-        learned_parts(built, section.mode, section.last_stages)
+        stages_of(classifier.net)
+        learned_parts(classifier, section.mode, section.last_stages)
+    batch = min(section.batch, 2)  # a norm may want more than one image
+    if not _forward_problem(classifier.net, batch, size_px, "meta"):
+        return
+    problem = _forward_problem(built().net, batch, size_px, "cpu")
+    if problem:
+        text = f"{section.model} cannot learn from {batch} images of {size_px} px: {problem}"
+        raise ModelError(Problem("train.model", text, "choose another model, or raise dataset.size_px or train.batch"))
+
+
+def _forward_problem(net: nn.Module, batch: int, size_px: int, device: str) -> str:
+    """Why a net in training does not give two logits for each image; empty where it does."""
+    try:
+        with torch.no_grad():
+            logits = net.train()(torch.zeros(batch, 3, size_px, size_px, device=device))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, ZeroDivisionError) as exc:
+        return _first_line(exc)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    return "" if shape == (batch, 2) else f"it gives {shape} for 2 classes"
+
+
+@lru_cache(maxsize=8)
+def fetch_weights(name: str, size_px: int) -> None:
+    """Have timm's weights at hand; raises ModelError where they cannot be fetched."""
+    with torch.random.fork_rng(devices=[]):
+        _from_timm(name, 2, size_px, True)
 
 
 def build_model(
@@ -198,7 +229,7 @@ def build_model(
 
 def _with_cosine_head(classifier: Classifier, name: str, scale: float, seed: int) -> Classifier:
     old = classifier.head
-    problems = _head_problems(name, old)
+    problems = _head_problems(name, classifier.heads)
     if problems or not isinstance(old, nn.Linear):
         raise ModelError(problems)
     with torch.random.fork_rng(devices=[]):
@@ -206,13 +237,13 @@ def _with_cosine_head(classifier: Classifier, name: str, scale: float, seed: int
         head = CosineHead(old.in_features, old.out_features, scale)
     place = next(name for name, module in classifier.net.named_modules() if module is old)
     classifier.net.set_submodule(place, head)
-    return Classifier(classifier.net, head, classifier.mean, classifier.std)
+    return replace(classifier, heads=(head,))
 
 
 def _own(name: str, num_classes: int, size_px: int) -> Classifier:
     if name == OWN_MODEL:
         net = ResNetSmall(num_classes, size_px)
-        return Classifier(net, net.head, *_OWN_MEAN_STD)
+        return Classifier(net, (net.head,), *_OWN_MEAN_STD)
     return _preact(name, num_classes, size_px)
 
 
@@ -231,7 +262,7 @@ def _preact(name: str, num_classes: int, size_px: int) -> Classifier:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return Classifier(net, net.head.fc, *_OWN_MEAN_STD)
+    return Classifier(net, (net.head.fc,), *_OWN_MEAN_STD)
 
 
 def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> Classifier:
@@ -248,11 +279,12 @@ def _from_timm(name: str, num_classes: int, size_px: int, pretrained: bool) -> C
         text = f"the weights of {name} could not be fetched: {_first_line(exc)}"
         remedy = "go online once, set train.pretrained to a safetensors file, or to false"
         raise ModelError(Problem("train.pretrained", text, remedy)) from exc
-    head = net.get_classifier()  # type: ignore[operator]  # timm's, unknown to torch
-    if not isinstance(head, nn.Module):
-        raise ModelError(Problem("train.model", f"{name} has more than one last layer", "choose another model"))
+    found = getattr(net, "get_classifier", lambda: None)()
+    heads = found if isinstance(found, tuple) else (found,)  # distilled nets have two
+    if not all(isinstance(head, nn.Module) for head in heads):
+        raise ModelError(Problem("train.model", f"{name} has no last layer of its own", "choose another model"))
     mean, std = _published_scaling(name) if pretrained else _OWN_MEAN_STD
-    return Classifier(net, head, mean, std)
+    return Classifier(net, heads, mean, std)
 
 
 def _published_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -279,9 +311,9 @@ def _load_body(classifier: Classifier, path: Path) -> None:
         raise ModelError(
             Problem("train.pretrained", f"{path} cannot be read: {exc}", "is it a safetensors file?")
         ) from exc
-    head = {f"{prefix}{key}" for prefix in _names_of(classifier) for key in classifier.head.state_dict()}
-    own = {key: value for key, value in classifier.net.state_dict().items() if key not in head}
-    given = {key: value for key, value in given.items() if key not in head}
+    heads = tuple(f"{name}." for name, module in classifier.net.named_modules() if module in classifier.heads)
+    own = {key: value for key, value in classifier.net.state_dict().items() if not key.startswith(heads)}
+    given = {key: value for key, value in given.items() if not key.startswith(heads)}
     problems = [Problem(str(path), f"lacks {key}") for key in sorted(own.keys() - given.keys())]
     problems += [Problem(str(path), f"has {key}, which the model has not") for key in sorted(given.keys() - own.keys())]
     for key in sorted(own.keys() & given.keys()):
@@ -293,10 +325,6 @@ def _load_body(classifier: Classifier, path: Path) -> None:
         rest = [Problem(str(path), f"and {len(problems) - 10} more")] if len(problems) > 10 else []
         raise ModelError([*problems[:10], *rest])
     classifier.net.load_state_dict(given, strict=False)
-
-
-def _names_of(classifier: Classifier) -> list[str]:
-    return [f"{name}." for name, module in classifier.net.named_modules() if module is classifier.head]
 
 
 def _first_line(exc: BaseException) -> str:
@@ -321,13 +349,13 @@ def learned_parts(classifier: Classifier, mode: str, last_stages: int) -> list[n
     last-stages: so many of the last stages and all that follows them, as in Diff-Mix's presets for ResNet-50. norms:
     scales and shifts of the norms (arXiv 2003.00152) and the head. Raises ModelError where the net has fewer stages.
     """
-    net, head = classifier.net, classifier.head
+    net, heads = classifier.net, classifier.heads
     if mode == "full":
         return [net]
     if mode == "linear-probe":
-        return [head]
+        return list(heads)
     if mode == "norms":
-        return [module for module in net.modules() if module is head or _is_norm(module)]
+        return [module for module in net.modules() if module in heads or _is_norm(module)]
     names, stages = _stages(net)
     if last_stages > len(stages):
         text = f"{last_stages} of the last stages should learn and {type(net).__name__} has {len(stages)}"

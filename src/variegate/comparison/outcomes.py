@@ -1,4 +1,4 @@
-"""Read what the runs of a comparison found: right and wrong answers, accuracies, seconds, and a few images to show."""
+"""Read what the runs of a comparison found: right and wrong answers, accuracies, what it took, and a few images to show."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from variegate.comparison.shelf import peak_memory
+from variegate.comparison import retrieval
+from variegate.comparison.shelf import spent
 from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
-from variegate.recipe import ArmSection
+from variegate.recipe import ArmSection, Recipe
 from variegate.recipe_file import load_recipe
 from variegate.records import RealImage
 from variegate.stages.evaluate.metrics import shot_classes
@@ -26,6 +27,7 @@ from variegate.store import RunFolder
 SHOWN_CLASSES, SHOWN_IMAGES = 3, 5  # of a method's images on the page
 SHOWN_COPIES = 6
 STAGES = ("prompts", "refine", "curate")
+NOTHING: Mapping[str, Any] = {"seconds": 0.0, "energy_j": 0.0, "memory_mb": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Outcome:
     shown: tuple[Mapping[str, Any], ...] = field(default=())
     copies: Mapping[str, Any] | None = None  # how many images are copies of training images, and the nearest of them
     warnings: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # the test images, in the order of `correct`
 
     def test(self, weights: str) -> list[float]:
         """Accuracy of every seed."""
@@ -72,6 +75,7 @@ def read_outcome(
             shown=_shown(folder) if arm.has_synthetic else (),
             copies=_copies(folder) if arm.has_synthetic else None,
             warnings=tuple(results["warnings"]),
+            images=tuple(image.id for image in images),
         )
 
 
@@ -134,31 +138,58 @@ def _counts(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _cost(folder: RunFolder, arm: ArmSection, seeds: int, lesson: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Seconds by stage; drawing counts all chunks where it was interrupted, training every seed of this arm."""
+    """Seconds, energy and largest process by stage, and whether other images or adapters, made elsewhere, came in for nothing.
+
+    Drawing counts all chunks where it was interrupted, training every seed of this arm.
+    """
     said = {name: folder.stage(name) for name in (*STAGES, "generate", "train")}
     done = {name: found for name, found in said.items() if found}
-    tasks = [task for task in done["train"][1]["tasks"] if task["arm"] == arm.name and task["seed"] < seeds]
-    trained = sum(task["seconds"] for task in tasks)
-    if not arm.has_synthetic:
-        return {"seconds": {"train": trained}, "unet_evaluations": 0, "peak_memory_mb": peak_memory([done["train"][1]])}
-    _, drawing, seconds = done["generate"]
-    whole = drawing.get("drawn_now") == drawing["drawn"]
-    adapt = lesson["seconds"] if lesson else 0.0
-    parts = {"adapt": adapt, "draw": seconds if whole else drawing.get("chunk_seconds", 0.0)}
-    parts |= {name: done[name][2] for name in STAGES if name in done}
-    peaks = [lesson["peak_memory_mb"] if lesson else None, peak_memory(found[1] for found in done.values())]
+    parts: dict[str, Mapping[str, Any]] = {"train": _training(done["train"], arm, seeds)}
+    is_whole, evaluations = True, 0
+    if arm.has_synthetic:
+        recipe = load_recipe(str(folder.root / "recipe.yaml"))
+        retrieved = _retrieving(recipe)
+        is_whole = None not in retrieved and (recipe.adapt.method == "none" or lesson is not None)
+        evaluations = done["generate"][1]["unet_evaluations"]
+        made = {"adapt": lesson or NOTHING, "draw": _drawing(done["generate"])}
+        if retrieved and retrieved[0]:
+            made[retrieval.NAME] = retrieved[0]
+        parts = made | {name: spent(done[name]) for name in STAGES if name in done} | parts
     return {
-        "seconds": {**parts, "train": trained},
-        "unet_evaluations": drawing["unet_evaluations"],
-        "peak_memory_mb": max((peak for peak in peaks if peak is not None), default=None),
+        **{key: {name: one[key] for name, one in parts.items()} for key in NOTHING},
+        "unet_evaluations": evaluations,
+        "made_elsewhere": not is_whole,
     }
 
 
+def _training(done: tuple[str, Mapping[str, Any], float], arm: ArmSection, seeds: int) -> dict[str, Any]:
+    """Of one arm; what the machine used for all arms together is shared out by their seconds."""
+    tasks, whole = done[1]["tasks"], spent(done)
+    seconds = sum(task["seconds"] for task in tasks if task["arm"] == arm.name and task["seed"] < seeds)
+    share = seconds / max(sum(task["seconds"] for task in tasks), 0.1)
+    energy = whole["energy_j"]
+    return whole | {"seconds": seconds, "energy_j": None if energy is None else energy * share}
+
+
+def _drawing(done: tuple[str, Mapping[str, Any], float]) -> dict[str, Any]:
+    is_whole = done[1].get("drawn_now") == done[1]["drawn"]
+    return spent(done) | ({} if is_whole else {"seconds": done[1].get("chunk_seconds", 0.0)})
+
+
+def _retrieving(recipe: Recipe) -> list[dict[str, Any] | None]:
+    """What it took to retrieve the images of each of the recipe's pools; None for other pools."""
+    found = [retrieval.recorded(root) for root in recipe.train.pools]
+    return [spent(done) if done else None for done in found]
+
+
 def _copies(folder: RunFolder) -> dict[str, Any] | None:
-    """Copies among the run's own images, the kept ones first; None where it drew none (a pool's are its own run's)."""
+    """Copies among the run's own images, the kept ones first, or among those it has from retrieval, which are not shown.
+
+    None where it has neither: those of other pools are their own runs'.
+    """
     found = copies_of_run(folder, QuietReporter())
     if found is None:
-        return None
+        return _copies_retrieved(folder)
     images = {image.id: image for image in folder.synthetic_images(kept_only=False)}
     classes = folder.classes()
     nearest = sorted(found["list"], key=lambda one: one["action"] != "keep")[:SHOWN_COPIES]
@@ -173,6 +204,17 @@ def _copies(folder: RunFolder) -> dict[str, Any] | None:
     ]
     kept = sum(image.action == "keep" for image in images.values())
     return {**{key: found[key] for key in ("images", "copies", "copies_kept")}, "kept": kept, "shown": shown}
+
+
+def _copies_retrieved(folder: RunFolder) -> dict[str, Any] | None:
+    pools = load_recipe(str(folder.root / "recipe.yaml")).train.pools
+    for root in (root for root in pools if retrieval.recorded(root)):
+        with RunFolder.read(Path(root)) as pool:
+            found = copies_of_run(pool, QuietReporter())
+        if found:
+            counts = {key: found[key] for key in ("images", "copies", "copies_kept")}
+            return {**counts, "kept": found["images"], "shown": []}
+    return None
 
 
 def _shown(folder: RunFolder) -> tuple[dict[str, Any], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from variegate.comparison.outcomes import Outcome, mean_if_all
-from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
+from variegate.comparison.plan import DUPLICATED, REAL, RETRIEVAL, Layout, Method
 from variegate.stages.evaluate.results import WEIGHTS
 from variegate.statistics import (
     Estimate,
@@ -17,6 +17,7 @@ from variegate.statistics import (
     holm,
     in_words,
     over_draws,
+    over_draws_and_images,
     two_way,
     verdict,
 )
@@ -25,14 +26,21 @@ SCHEMA = 1
 Found = Mapping[str, Sequence[Outcome]]  # by method, in the order of draws
 
 
-def estimate(values: Sequence[np.ndarray]) -> Estimate:
-    """Mean of [seeds, images] values of every draw: over draws where there are several, else over seeds and test images.
+def estimate(values: Sequence[np.ndarray], same_images: bool) -> Estimate:
+    """Mean of [seeds, images] values of every draw: over draws and test images where there are several draws, else over seeds
+    and test images.
 
     Seeds are averaged inside a draw: they share its training images, so they are not independent of each other.
+    `same_images`: whether all draws have one set of test images, in one order.
     """
     if len(values) == 1:
         return two_way(values[0])
-    return over_draws([float(one.mean()) for one in values], step=1.0 / values[0].size)
+    return over_draws_and_images(values, same_images)
+
+
+def share_images(outcomes: Sequence[Outcome]) -> bool:
+    """Whether these draws were tested on the same images."""
+    return all(one.images == outcomes[0].images for one in outcomes)
 
 
 def compare_methods(found: Found, baseline: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -44,7 +52,7 @@ def compare_methods(found: Found, baseline: str, names: Sequence[str]) -> dict[s
             name: [mine.correct[weights] - other for mine, other in zip(found[name], theirs, strict=True)]
             for name in names
         }
-        estimates = {name: estimate(values) for name, values in gaps.items()}
+        estimates = {name: estimate(values, share_images(found[name])) for name, values in gaps.items()}
         corrected = holm({name: one.p_value for name, one in estimates.items()})
         for name in names:
             entries[name][weights] = _difference(gaps[name], estimates[name], corrected[name], len(names))
@@ -76,9 +84,10 @@ def summarise(layout: Layout, found: Found, best: str | None, num_draws: int) ->
     names = [method.name for method in own if method.name != REAL]
     against = {REAL: compare_methods(found, REAL, names)}
     made = [method.name for method in own if method.kind not in ("real", "classic", "duplicated")]
-    for base in (DUPLICATED, best):
-        if base in names and made:  # what makes images has to beat these, not the other way round
-            against[base] = compare_methods(found, base, made)
+    for base in (DUPLICATED, best, RETRIEVAL):
+        rivals = [name for name in made if name != base]
+        if base in names and rivals:  # what makes images has to beat these, not the other way round
+            against[base] = compare_methods(found, base, rivals)
     methods = []
     for method in layout.methods:
         if method.kind == "curve":
@@ -133,7 +142,7 @@ def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict
         "arm": method.arm.name,
     }
     for weights in WEIGHTS:
-        interval = estimate([one.correct[weights] for one in outcomes]).interval()
+        interval = estimate([one.correct[weights] for one in outcomes], share_images(outcomes)).interval()
         entry[weights] = {
             "accuracy": interval.mean,
             "low": max(interval.low, 0.0),
@@ -169,25 +178,40 @@ def _copies(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 
 def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Means over draws."""
+    """Means over draws, and of memory the most of any draw."""
     parts = list(dict.fromkeys(key for one in outcomes for key in one.cost["seconds"]))
     seconds = {key: float(np.mean([one.cost["seconds"].get(key, 0.0) for one in outcomes])) for key in parts}
     none = {"drawn": 0, "kept": 0}
     images = {key: float(np.mean([(one.synthetic or none)[key] for one in outcomes])) for key in none}
+    energy = [_sum_if_all(list(one.cost["energy_j"].values())) for one in outcomes]
+    memory = {key: _most([one.cost["memory_mb"].get(key) for one in outcomes]) for key in parts}
     return {
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
+        "energy_j": mean_if_all(energy),
         "images_drawn": images["drawn"],
         "images_kept": images["kept"],
         "unet_evaluations": float(np.mean([one.cost["unet_evaluations"] for one in outcomes])),
-        "peak_memory_mb": max(
-            (peak for one in outcomes if (peak := one.cost["peak_memory_mb"]) is not None), default=None
-        ),
+        "memory_mb": memory,
+        "peak_memory_mb": _most(list(memory.values())),
+        "made_elsewhere": any(one.cost["made_elsewhere"] for one in outcomes),
     }
 
 
+def _sum_if_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
 def _worth(entry: Mapping[str, Any]) -> dict[str, float | None]:
-    """Gain over real images for each minute beyond training, which every arm needs; None where nothing else was done."""
+    """Gain over real images for each minute beyond training, which every arm needs; None where nothing else was done, or
+    was done elsewhere at a cost that is not known."""
+    if entry["cost"]["made_elsewhere"]:
+        return {"gain_per_minute": None}
     gain = next((one["selected"]["difference"] for one in entry["against"] if one["baseline"] == REAL), None)
     extra = entry["cost"]["total_seconds"] - entry["cost"]["seconds"].get("train", 0.0)
     return {"gain_per_minute": gain * 60.0 / extra if gain is not None and extra > 0 else None}
@@ -195,11 +219,35 @@ def _worth(entry: Mapping[str, Any]) -> dict[str, float | None]:
 
 def summarise_curve(points: Mapping[str, Sequence[Outcome]], values: Mapping[str, str]) -> list[dict[str, Any]]:
     """Validation accuracy at every value, with an interval over draws; `values` are by method name."""
-    return [_point(values[name], outcomes) for name, outcomes in points.items()]
+    return [
+        _point(values[name], [mean_if_all(one.val["selected"]) for one in outcomes])
+        for name, outcomes in points.items()
+    ]
 
 
-def _point(value: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    draws = [mean_if_all(one.val["selected"]) for one in outcomes]
+def over_shots(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Validation accuracy over the number of shots, of every method that all `parts` (entries of `shots`) have; none for one."""
+    tables = [{method["method"]: method for method in part["methods"]} for part in parts]
+    names = [name for name, method in tables[0].items() if not method["same_as"] and all(name in one for one in tables)]
+    return [
+        {
+            "method": name,
+            "kind": tables[0][name]["kind"],
+            "key": "dataset.shots",
+            "points": [
+                _point(str(part["shots"]), _val_of_draws(table[name]))
+                for part, table in zip(parts, tables, strict=True)
+            ],
+        }
+        for name in (names if len(parts) > 1 else ())
+    ]
+
+
+def _val_of_draws(method: Mapping[str, Any]) -> list[float | None]:
+    return [mean_if_all([seed["selected"]["val_accuracy"] for seed in draw["seeds"]]) for draw in method["draws"]]
+
+
+def _point(value: str, draws: Sequence[float | None]) -> dict[str, Any]:
     known = [one for one in draws if one is not None]
     interval = over_draws(known).interval() if len(known) > 1 and np.ptp(known) else None
     return {
@@ -207,7 +255,7 @@ def _point(value: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "val_accuracy": mean_if_all(draws),
         "low": max(interval.low, 0.0) if interval else None,
         "high": min(interval.high, 1.0) if interval else None,
-        "draws": draws,
+        "draws": list(draws),
     }
 
 
@@ -223,7 +271,7 @@ def answer(methods: Sequence[Mapping[str, Any]], best: str | None, num_draws: in
     caution = "" if num_draws > 1 else " One draw says nothing of other training images."
     if winners:
         first, gain = max(winners, key=lambda one: one[1]["difference"])
-        return f"{first['method']} beats {label}: {gain['words']}.{caution}"
+        return f"{first['method']} beats {label}: {gain['words']}.{_beside_retrieval(first)}{caution}"
     open_ones = [
         (m, gain) for m, gain in candidates if "after correction" in gain["verdict"] and gain["difference"] > 0
     ]
@@ -235,7 +283,7 @@ def answer(methods: Sequence[Mapping[str, Any]], best: str | None, num_draws: in
         limit += f" (p {gain['p']:.3f}, corrected {gain['p_holm']:.3f}): more draws would tell"
     else:
         unit = "draw" if num_draws > 1 else "seed"
-        limit = f"; {could_have_seen(min(gain['detectable'] for _, gain in candidates), unit)}" if candidates else ""
+        limit = f"; {_limits([gain['detectable'] for _, gain in candidates], unit)}" if candidates else ""
     classic = next((m for m in methods if m["method"] == best), None)
     gain = _gain(classic, REAL) if classic and best != REAL else None
     none = f"No recipe was seen to beat {label}{limit}." if candidates else ""
@@ -243,6 +291,27 @@ def answer(methods: Sequence[Mapping[str, Any]], best: str | None, num_draws: in
         enough = f"Classic augmentation is enough here: {best} gains {gain['words']} over real images alone."
         return " ".join(part for part in (enough, none) if part) + caution
     return (none or "No difference between classic augmentations was seen.") + caution
+
+
+def _beside_retrieval(winner: Mapping[str, Any]) -> str:
+    """Whether images of the pool would have done as well; nothing without a pool."""
+    gain = _gain(winner, RETRIEVAL)
+    if gain is None:
+        return ""
+    if gain["verdict"].startswith("helps"):
+        return f" It beats images retrieved from the pool, too: {gain['words']}."
+    if gain["verdict"].startswith("hurts"):
+        return f" Images retrieved from the pool do better still: {winner['method']} less those is {gain['words']}."
+    return f" Images retrieved from the pool may do as well: {winner['method']} less those is {gain['words']}."
+
+
+def _limits(detectable: Sequence[float], unit: str) -> str:
+    """What each candidate's difference would have had to be, from the surest to the least sure one."""
+    least, most = min(detectable), max(detectable)
+    if least >= 1.0 or f"{most:.3f}" == f"{least:.3f}":
+        return could_have_seen(least, unit)
+    upper = f"{100 * most:.1f} points" if most < 1.0 else "more than there is"
+    return f"{could_have_seen(least, unit).removesuffix(' points')} to {upper}, by recipe"
 
 
 def _gain(method: Mapping[str, Any] | None, baseline: str) -> Mapping[str, Any] | None:

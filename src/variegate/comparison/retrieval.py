@@ -1,19 +1,23 @@
 """Retrieval: instead of drawn images, those of a pool that lie nearest to the real ones of each class.
 
 The sceptic's baseline: where a pool of unlabelled photos does as well, nothing needs to be drawn. The pool's labels, if it has any,
-are not looked at. What is retrieved becomes the synthetic images of a run folder of its own, which `train.pools` reads.
+are not looked at. What is retrieved becomes the synthetic images of a run folder of its own, which `train.pools` reads, and what
+retrieving took is recorded there as of a stage.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from variegate.backends.base import locate
 from variegate.backends.folder import model_fingerprint
+from variegate.cost import Meter
 from variegate.encoders import AUTO, CLASSIFIER, Encoder, encoder_fingerprint, open_encoder
 from variegate.errors import DataError, Problem
 from variegate.files import write_atomic
@@ -26,7 +30,7 @@ from variegate.stages.dataset.facts import unreadable_problems
 from variegate.stages.dataset.source import read_source
 from variegate.store import RunFolder, synthetic_path
 
-DONE = "retrieved"  # meta key, written last
+NAME = "retrieve"  # as a stage, recorded last
 FORMAT = "png"
 LOOK_PX = 64  # edge of the squares that are compared; more than the look itself, which averages
 _SLICE = 512  # images in memory at a time
@@ -89,25 +93,56 @@ def _listed(pool: str, recipe: Recipe, kept: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def leaks(pool: Sequence[PoolImage], held_out: Sequence[RealImage], max_megapixels: float) -> list[Problem]:
+def leaks(
+    pool: Sequence[PoolImage], looks: Sequence[bytes], held_out: Sequence[RealImage], max_megapixels: float
+) -> list[Problem]:
     """Validation and test images that the pool holds too: the same bytes, or the same picture saved again."""
-    known = {image.sha256: image for image in pool}
-    shared = [(known[image.sha256], image) for image in held_out if image.sha256 in known]
-    if not shared and held_out:
-        own_looks = _looks([Path(image.path) for image in held_out], max_megapixels)
-        for start in range(0, len(pool), _SLICE):
-            part = pool[start : start + _SLICE]
-            pairs = near_pairs(own_looks, _looks([one.path for one in part], max_megapixels))
-            shared += [(part[other], held_out[one]) for one, other in pairs]
+    shared = _shared(pool, looks, held_out, max_megapixels)
     if not shared:
         return []
-    own, image = shared[0]
-    text = f"holds {len(shared)} validation or test images, such as {own.name}, which is {Path(image.path).name}"
+    place, image = next(iter(shared.items()))
+    text = (
+        f"holds {len(shared)} validation or test images, such as {pool[place].name}, which is {Path(image.path).name}"
+    )
     return [Problem("--pool", text, "take them out: the classifier would learn from what it is judged by")]
 
 
-def _looks(paths: Sequence[Path], max_megapixels: float) -> list[bytes]:
-    return looks_of(load_squares(paths, LOOK_PX, "stretch", max_megapixels))
+def unlike(
+    pool: Sequence[PoolImage], looks: Sequence[bytes], train: Sequence[RealImage], max_megapixels: float
+) -> tuple[list[PoolImage], int, int]:
+    """Pool images that are neither training images nor nearly one before them in the pool; and how many were left out as
+    the one and as the other: of a picture that is there many times retrieval would take nothing else."""
+    shared = _shared(pool, looks, train, max_megapixels)
+    others = [place for place in range(len(pool)) if place not in shared]
+    kept: list[int] = []
+    for start in range(0, len(others), _SLICE):
+        part = others[start : start + _SLICE]
+        fresh: list[int] = []
+        known = {one for one, _ in near_pairs([looks[k] for k in part], [looks[k] for k in kept])}
+        for place in (place for number, place in enumerate(part) if number not in known):
+            if not near_pairs([looks[place]], [looks[k] for k in fresh]):
+                fresh.append(place)
+        kept += fresh
+    return [pool[place] for place in kept], len(shared), len(others) - len(kept)
+
+
+def _shared(
+    pool: Sequence[PoolImage], looks: Sequence[bytes], real: Sequence[RealImage], max_megapixels: float
+) -> dict[int, RealImage]:
+    """Place in the pool -> the real image that it is."""
+    by_bytes = {image.sha256: image for image in real}
+    shared = {place: by_bytes[image.sha256] for place, image in enumerate(pool) if image.sha256 in by_bytes}
+    known = looks_at([Path(image.path) for image in real], max_megapixels)
+    for start in range(0, len(pool), _SLICE):
+        pairs = near_pairs(looks[start : start + _SLICE], known)
+        shared |= {start + one: real[other] for one, other in pairs if start + one not in shared}
+    return shared
+
+
+def looks_at(paths: Sequence[Path], max_megapixels: float) -> list[bytes]:
+    """What near duplicates are told by, of each image."""
+    parts = (paths[start : start + _SLICE] for start in range(0, len(paths), _SLICE))
+    return [one for part in parts for one in looks_of(load_squares(part, LOOK_PX, "stretch", max_megapixels))]
 
 
 def nearest(real: np.ndarray, labels: np.ndarray, pool: np.ndarray, wanted: Sequence[int]) -> list[list[int]]:
@@ -146,19 +181,41 @@ def retrieve(
 ) -> None:
     """Put the nearest pool images into a run folder as its synthetic ones; nothing is done twice.
 
-    `folder` has a finished dataset stage; `recipe` names the encoder and the model that draws. Images that are training images
-    already are left out. Raises DataError where the pool holds held-out images, or nothing for a class.
+    `folder` has a finished dataset stage; `recipe` names the encoder and the model that draws. Training images and near
+    duplicates are left out. Raises DataError where the pool holds held-out images, or nothing for a class.
     """
-    key = _key(folder, images, recipe, wanted)
-    if folder.meta(DONE) == key:
+    key, done = _key(folder, images, recipe, wanted), folder.stage(NAME)
+    if done and done[0] == key:
         return
+    start = time.monotonic()
+    with Meter() as meter:
+        summary = _retrieve(folder, images, recipe, wanted, reporter)
+    folder.finish_stage(NAME, key, time.monotonic() - start, {**summary, "cost": meter.cost()})
+    reporter.line(f"{NAME}: {summary['line']}")
+
+
+def recorded(root: str) -> tuple[str, dict[str, Any], float] | None:
+    """(key, summary, seconds) of the retrieval that filled this pool; None where it was not made by one."""
+    if not (Path(root) / "run.db").is_file():
+        return None
+    with RunFolder.read(Path(root)) as pool:
+        return pool.stage(NAME)
+
+
+def _retrieve(
+    folder: RunFolder, images: Sequence[PoolImage], recipe: Recipe, wanted: Sequence[int], reporter: Reporter
+) -> dict[str, Any]:
+    """Choose and write; returns the counted line and its numbers."""
+    max_megapixels, train = recipe.dataset.max_megapixels, folder.real_images("train")
+    looks = looks_at([image.path for image in images], max_megapixels)
     held_out = [image for image in folder.real_images() if image.split != "train"]
-    problems = leaks(images, held_out, recipe.dataset.max_megapixels)
+    problems = leaks(images, looks, held_out, max_megapixels)
     if problems:
         raise DataError(problems)
-    train = folder.real_images("train")
-    own = {image.sha256 for image in train}
-    usable = [image for image in images if image.sha256 not in own]
+    usable, known, alike = unlike(images, looks, train, max_megapixels)
+    if not usable:
+        text = "holds training images alone"
+        raise DataError(Problem("--pool", text, "use a larger pool, or leave retrieval out"))
     with open_encoder(encoder_of(recipe), recipe) as encoder, reporter.bar("looking at the pool", len(usable)) as bar:
         real = _features(encoder, recipe, [Path(image.path) for image in train])
         pool = _features(encoder, recipe, [image.path for image in usable], bar)
@@ -169,10 +226,15 @@ def retrieve(
         text = f"no image of the pool is nearest to class {', '.join(without[:5])}"
         raise DataError(Problem("--pool", text, "use a larger pool, or leave retrieval out"))
     taken = {info.label: [usable[i] for i in indices] for info, indices in zip(classes, chosen, strict=True)}
-    short = sum(len(indices) < count for indices, count in zip(chosen, wanted, strict=True))
+    _write(folder, classes, taken, max_megapixels)
+    count = sum(map(len, chosen))
+    line = f"{count:,} of {len(images):,} images of the pool"
+    if known or alike:
+        line += f"; left out: {known:,} that are training images, {alike:,} nearly like another one of the pool"
+    short = sum(len(indices) < number for indices, number in zip(chosen, wanted, strict=True))
     if short:
-        reporter.line(f"retrieval: the pool has fewer images than are drawn for {short} of {len(classes)} classes")
-    _write(folder, classes, taken, key, recipe.dataset.max_megapixels)
+        line += f"; fewer than are drawn for {short} of {len(classes)} classes"
+    return {"line": line, "retrieved": count, "training_images": known, "near_duplicates": alike}
 
 
 def _key(folder: RunFolder, images: Sequence[PoolImage], recipe: Recipe, wanted: Sequence[int]) -> str:
@@ -198,14 +260,13 @@ def _write(
     folder: RunFolder,
     classes: Sequence[ClassInfo],
     chosen: Mapping[int, Sequence[PoolImage]],
-    key: str,
     max_megapixels: float,
 ) -> None:
     """Files first, then all rows at once: images of one chunk that was drawn from nothing."""
     rows: list[tuple[object, ...]] = []
     for info in classes:
         for image in chosen[info.label]:
-            image_id = content_id(DONE, image.sha256, info.label)
+            image_id = content_id("retrieved", image.sha256, info.label)
             folder.write(
                 synthetic_path(info, image_id, FORMAT),
                 encode_image(load_rgb(image.path, max_megapixels=max_megapixels), FORMAT),
@@ -217,4 +278,4 @@ def _write(
         db.execute("INSERT INTO prompts VALUES (0, '')")
         db.executemany(f"INSERT INTO plan VALUES ({', '.join('?' * 14)})", rows)
         db.execute("INSERT INTO chunks VALUES (0, 0, ?, 'done', NULL, NULL)", (len(rows),))
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("image_format", FORMAT), (DONE, key)])
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('image_format', ?)", (FORMAT,))

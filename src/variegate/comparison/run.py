@@ -10,11 +10,12 @@ from typing import Any
 
 from variegate import __version__
 from variegate.api import check, default_out, environment, is_helper, run
-from variegate.comparison import outcomes, plan, results, retrieval, views
+from variegate.comparison import draws, outcomes, plan, results, retrieval, views
 from variegate.comparison.asked import Asked, Wanted, settle_all
+from variegate.comparison.draws import Draw
 from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layout, Method
 from variegate.comparison.shelf import Shelf
-from variegate.errors import DataError, Problem, RunFolderError, UserError
+from variegate.errors import Problem, RunFolderError, UserError
 from variegate.files import write_atomic
 from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
@@ -50,10 +51,16 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
     wanted = settle_all(asked)
     folder = asked.out or Path(f"{default_out(wanted.base.dataset.path)}-compare")
     _refuse_changes(folder, wanted)
-    counts = _check_all(wanted, reporter_class)
+    found, warnings = _check_all(wanted, reporter_class)
+    draws.refuse_other_data(folder, found)
+    for text in warnings:
+        reporter_class().line(f"warning: {text}")
+    wanted = replace(wanted, warnings=(*wanted.warnings, *warnings))
+    counts = {shots: list(next(draw.counts for draw in found if draw.shots == shots)) for shots in wanted.shots}
     with explained(folder):
         for entry in wanted.entries:
             write_atomic(_recipe_path(folder, entry), dump_recipe(_timeless(entry.recipe)).encode())
+        draws.remember(folder, found)
     workshop = _Workshop(wanted, folder, workers, reporter_class, Shelf(folder / ADAPTERS, reporter_class))
     workshop.refuse_peeking()
     if asked.shard:
@@ -98,41 +105,32 @@ def _refuse_changes(folder: Path, wanted: Wanted) -> None:
         raise RunFolderError(problems)
 
 
-def _check_all(wanted: Wanted, reporter_class: type[QuietReporter]) -> dict[int | None, list[int]]:
-    """Data of every draw, then everything every recipe needs; returns training images of each class by shots."""
-    counts = {shots: _check_data(wanted, shots, reporter_class()) for shots in wanted.shots}
+def _check_all(wanted: Wanted, reporter_class: type[QuietReporter]) -> tuple[list[Draw], list[str]]:
+    """Data of every draw, then everything every recipe needs; returns the draws, and what is to be known of pools."""
+    placed = {entry.name: plan.place(entry, wanted.base)[1:] for entry in (Entry(REAL, wanted.base), *wanted.entries)}
+    asked, hashed = wanted.asked, any(draws.brings_along(recipe) for recipe, _ in placed.values())
+    found = [
+        draw
+        for shots in wanted.shots
+        for draw in draws.read_draws(wanted.base, shots, asked.draws, reporter_class(), hashed=hashed)
+    ]
+    whole = draws.whole_data(wanted.base, asked.draws, reporter_class()) if hashed else frozenset()
     problems: list[Problem] = []
+    warnings: list[str] = []
     for shots in wanted.shots:
-        for entry in (Entry(REAL, wanted.base), *wanted.entries):
-            _, recipe, arm = plan.place(entry, wanted.base)
+        own = [draw for draw in found if draw.shots == shots and draw.number in asked.own_draws]
+        for name, (recipe, arm) in placed.items():
             try:
-                check(plan.settled(recipe, [arm], draw=0, shots=shots, seeds=1), reporter_class())
+                settled = plan.settled(recipe, [arm], draw=own[0].number, shots=shots, seeds=1)
+                check(settled, reporter_class())
+                unfair = draws.unfair(recipe, own, whole) if draws.brings_along(recipe) else []
+                warnings += [f"{name}: {text}" for text in draws.foreign(recipe, found, whole)]
             except UserError as exc:
-                problems += [replace(one, where=f"{entry.name}: {one.where}") for one in exc.problems]
+                unfair = list(exc.problems)
+            problems += [replace(one, where=f"{name}: {one.where}") for one in unfair]
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
-    return counts
-
-
-def _check_data(wanted: Wanted, shots: int | None, reporter: QuietReporter) -> list[int]:
-    """Training images of each class; raises DataError where a draw has fewer than `shots` of one, or cannot be made."""
-    from variegate.stages.dataset.stage import check as check_data
-
-    first: list[int] = []
-    for draw in range(wanted.asked.draws):
-        plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
-        trained = check_data(plain, reporter).counts()["train"]
-        few = {name: count for name, count in trained.items() if shots and count < shots}
-        if few and plain.dataset.imbalance is None:
-            raise DataError(_too_few(few, shots or 0))
-        first = first or list(trained.values())
-    return first
-
-
-def _too_few(few: dict[str, int], shots: int) -> Problem:
-    name, count = min(few.items(), key=lambda item: item[1])
-    text = f"{len(few)} classes have fewer training images, {name} {count}"
-    return Problem(f"--shots {shots}", text, f"use --shots {count}, or add images")
+    return found, list(dict.fromkeys(warnings))
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -178,17 +176,17 @@ class _Workshop:
 
     def _run_baselines(self, shots: int | None, counts: list[int]) -> tuple[int, tuple[str, ArmSection] | None]:
         """Classifiers without drawn images; returns how often real images are duplicated, and the run and arm of retrieval if any."""
-        wanted, draws = self.wanted, self.wanted.asked.own_draws
+        wanted, own = self.wanted, self.wanted.asked.own_draws
         drawn = plan.largest(wanted.named, counts)
         copies, extra = plan.copies_of(drawn, counts), None
         pooled: dict[int, Recipe] = {}
         if wanted.asked.pool and sum(drawn):
             pool = retrieval.read_pool(wanted.asked.pool, wanted.base, self.folder / POOL)
-            pooled = {draw: self._retrieved(pool, shots, draw, drawn) for draw in draws}
-            arm, name = _retrieval_arm(wanted.named), Path(pooled[draws[0]].train.pools[0]).name
+            pooled = {draw: self._retrieved(pool, shots, draw, drawn) for draw in own}
+            arm, name = _retrieval_arm(wanted.named), Path(pooled[own[0]].train.pools[0]).name
             extra = (f"{RETRIEVAL}-{content_id(name, arm.model_dump())[:8]}", arm)
         layout = self._layout(copies, extra, None)
-        for draw in draws:
+        for draw in own:
             self._run(CLASSIC_RUN, wanted.base, layout.arms(CLASSIC_RUN), shots, draw)
             if extra:
                 self._run(extra[0], pooled[draw], [extra[1]], shots, draw)
@@ -234,6 +232,7 @@ class _Workshop:
         run(None, plain, root, last="dataset", reporter_class=self.reporter_class)
         with RunFolder.create(root) as folder:
             retrieval.retrieve(folder, pool, first, drawn, self.reporter_class())
+            copies_of_run(folder, self.reporter_class())
         train = wanted.base.train.model_copy(update={"pools": [str(root)]})
         return wanted.base.model_copy(update={"train": train})
 
@@ -324,6 +323,7 @@ def _assemble(wanted: Wanted, found: list[dict[str, Any]]) -> dict[str, Any]:
             "protocol": {key: getattr(train, key) for key in protocol},
             "environment": environment(),
             "shots": found,
+            "curves": results.over_shots(found),
             "warnings": list(dict.fromkeys(warnings)),
         }
     )

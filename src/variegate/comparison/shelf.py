@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,25 @@ class Shelf:
         return self.root / lesson
 
     def cost(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Seconds and peak memory of the lesson; None where the recipe learns none, or has not yet."""
+        """What the lesson took; None where the recipe learns none, or has not yet."""
         folder = self.folder(recipe)
         if folder is None or not (folder / "run.db").is_file():
             return None
         with RunFolder.read(folder) as opened:
             done = opened.stage("adapt")
-        return {"seconds": done[2], "peak_memory_mb": peak_memory([done[1]])} if done else None
+        return spent(done) if done else None
 
 
-def peak_memory(summaries: Iterable[Mapping[str, Any]]) -> float | None:
-    """The most that any of these stages took, on the host or on a GPU, in MB; None where none of them tells."""
-    keys = ("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb")
-    told = [said["cost"].get(key) for said in summaries if said.get("cost") for key in keys]
-    return max((value for value in told if value is not None), default=None)
+def spent(done: tuple[str, Mapping[str, Any], float]) -> dict[str, Any]:
+    """Seconds, energy and largest process (on the host or on a GPU) of a finished stage; None where it does not tell.
+
+    Energy is not told of a stage that kept parts of an earlier result: it would be that of the rest.
+    """
+    _, said, seconds = done
+    cost = said.get("cost") or {}
+    told = [cost.get(key) for key in ("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb")]
+    return {
+        "seconds": seconds,
+        "energy_j": None if said.get("went_on") else cost.get("energy_j"),
+        "memory_mb": max((value for value in told if value is not None), default=None),
+    }

@@ -38,9 +38,13 @@ COLUMNS = (
     "low",
     "high",
     "p_holm",
+    "p",
+    "bootstrap_low",
+    "bootstrap_high",
+    "detectable",
 )
 LOOKS = {"real": 0, "recipe": 1, "classic": 2, "combined": 4, "text-only": 3, "duplicated": 5, "retrieval": 6}
-Row = tuple[Any, ...]
+Row = dict[str, Any]
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
@@ -68,43 +72,68 @@ def shots_words(shots: int | None) -> str:
 
 
 def csv_text(found: Mapping[str, Any]) -> str:
-    """One long table: accuracies and differences, over draws (draw empty) and of every draw; fractions."""
+    """One long table of all numbers, over draws (draw empty) and of every draw; accuracies and differences are fractions."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for part in found["shots"]:
         for method in part["methods"]:
-            head = (part["shots"], method["method"], method["kind"])
-            writer.writerows((*head, "all", *row) for row in _rows(method))
-            writer.writerows((*head, *row) for row in _part_rows(method))
-            if method["copies"]:
-                writer.writerow(
-                    (*head, "all", None, "copies kept", None, None, method["copies"]["copies_kept"], None, None, None)
-                )
+            head = {"shots": part["shots"], "method": method["method"], "kind": method["kind"], "part": "all"}
+            writer.writerows(head | row for row in (*_rows(method), *_part_rows(method), *_cost_rows(method)))
+        for curve in part["curves"]:
+            head = {"shots": part["shots"], "method": curve["recipe"], "kind": "curve"}
+            writer.writerows(head | row for row in _curve_rows(curve))
+    for curve in found["curves"]:
+        writer.writerows({"method": curve["method"], "kind": "curve"} | row for row in _curve_rows(curve))
     return text.getvalue()
 
 
 def _rows(method: Mapping[str, Any]) -> Iterator[Row]:
     for weights in WEIGHTS:
-        reached = method[weights]
-        yield weights, "accuracy", None, None, reached["accuracy"], reached["low"], reached["high"], None
-        for draw in method["draws"]:
-            values = [seed[weights]["test_accuracy"] for seed in draw["seeds"]]
-            yield weights, "accuracy", None, draw["draw"], sum(values) / len(values), None, None, None
+        reached, head = method[weights], {"checkpoint": weights, "measure": "accuracy"}
+        yield {**head, "value": reached["accuracy"], "low": reached["low"], "high": reached["high"]}
+        for draw, value in enumerate(draw_values(method, weights)):
+            yield {**head, "draw": draw, "value": value}
+        yield {"checkpoint": weights, "measure": "val_accuracy", "value": reached["val_accuracy"]}
         for entry in method["against"]:
             gain = entry[weights]
-            numbers = (gain["difference"], gain["low"], gain["high"], gain["p_holm"])
-            yield weights, "difference", entry["baseline"], None, *numbers
+            head = {"checkpoint": weights, "measure": "difference", "baseline": entry["baseline"]}
+            numbers = {key: gain[key] for key in ("low", "high", "p_holm", "p", "detectable")}
+            edges = dict(zip(("bootstrap_low", "bootstrap_high"), gain["bootstrap"] or (None, None), strict=True))
+            yield {**head, "value": gain["difference"], **numbers, **edges}
             for draw, value in enumerate(gain["draws"]):
-                yield weights, "difference", entry["baseline"], draw, value, None, None, None
+                yield {**head, "draw": draw, "value": value}
 
 
 def _part_rows(method: Mapping[str, Any]) -> Iterator[Row]:
     for part in method["parts"]:
         for measure, baseline, numbers in (("accuracy", None, part), ("difference", REAL, part["gain"])):
             if measure == "accuracy" or method["method"] != REAL:
-                spread = (numbers[measure], numbers["low"], numbers["high"])
-                yield part["part"], "selected", measure, baseline, None, *spread, None
+                head = {"part": part["part"], "checkpoint": "selected", "measure": measure, "baseline": baseline}
+                yield {**head, "value": numbers[measure], "low": numbers["low"], "high": numbers["high"]}
+
+
+def _cost_rows(method: Mapping[str, Any]) -> Iterator[Row]:
+    """Of seconds and memory `part` is the stage; what is not known is left out."""
+    cost, copies = method["cost"], method["copies"]
+    for measure, whole in (("seconds", "total_seconds"), ("memory_mb", "peak_memory_mb")):
+        for stage, value in (cost[measure] | {"all": cost[whole]}).items():
+            if value is not None:
+                yield {"measure": measure, "part": stage, "value": value}
+    for measure in ("energy_j", "images_drawn", "images_kept", "unet_evaluations", "gain_per_minute"):
+        if cost[measure] is not None:
+            yield {"measure": measure, "value": cost[measure]}
+    if copies:
+        yield {"measure": "copies kept", "value": copies["copies_kept"]}
+
+
+def _curve_rows(curve: Mapping[str, Any]) -> Iterator[Row]:
+    for point in curve["points"]:
+        part = f"{curve['key']}={point['value']}"
+        head = {"part": part, "checkpoint": "selected", "measure": "val_accuracy"}
+        yield {**head, "value": point["val_accuracy"], "low": point["low"], "high": point["high"]}
+        for draw, value in enumerate(point["draws"]):
+            yield {**head, "draw": draw, "value": value}
 
 
 # ------------------------------------------------------------------------------------------------ Markdown and HTML
@@ -132,12 +161,15 @@ def _tools() -> dict[str, Any]:
         "gain_scale": gain_scale,
         "draw_values": draw_values,
         "curve_plot": curve_plot,
+        "shots_plot": shots_plot,
+        "shots_curves": shots_curves,
         "seconds_parts": seconds_parts,
         "shots_words": shots_words,
         "dots": svg.dots,
         "change": svg.change,
         "picture_key": picture_key,
         "shown_methods": shown_methods,
+        "copied": copied,
         "zip": zip,
     }
 
@@ -182,21 +214,45 @@ def gain_scale(part: Mapping[str, Any], baseline: str) -> Scale:
 
 
 def curve_plot(curve: Mapping[str, Any]) -> Markup:
-    """Validation accuracy over the key's values, every draw thin and their mean thick; empty where values are no numbers."""
+    """Validation accuracy over the key's values, every draw and the intervals thin, the mean thick."""
+    return _plot([(1, curve)], with_draws=True)
+
+
+def shots_curves(found: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """What is plotted over the number of shots, with the number of its colour: real images alone and the recipes."""
+    return list(enumerate(curve for curve in found["curves"] if curve["kind"] in ("real", "recipe")))
+
+
+def shots_plot(found: Mapping[str, Any]) -> Markup:
+    """Validation accuracy over the number of shots; means thick, their intervals thin."""
+    return _plot(shots_curves(found), with_draws=False)
+
+
+def _plot(curves: Sequence[tuple[int, Mapping[str, Any]]], *, with_draws: bool) -> Markup:
+    """Empty where values are no numbers, or there are no validation images."""
+    points = [point for _, curve in curves for point in curve["points"]]
     try:
-        places = [float(point["value"]) for point in curve["points"]]
+        places = [float(point["value"]) for point in curves[0][1]["points"]]
     except ValueError:
         return Markup("")
-    if any(point["val_accuracy"] is None for point in curve["points"]):
+    if any(point["val_accuracy"] is None for point in points):
         return Markup("")
-    draws = [
-        (1, False, tuple((x, point["draws"][k]) for x, point in zip(places, curve["points"], strict=True)))
-        for k in range(len(curve["points"][0]["draws"]))
-    ]
-    mean = (1, True, tuple((x, point["val_accuracy"]) for x, point in zip(places, curve["points"], strict=True)))
-    lines = [*draws, mean] if len(draws) > 1 else [mean]
-    y = nice_scale([value for _, _, points in lines for _, value in points])
-    label = f"Validation accuracy over {curve['key']}"
+    known = [value for point in points for value in (point["val_accuracy"], *(point["draws"] if with_draws else ()))]
+    edge = 0.5 * (max(known) - min(known)) + 0.01  # of two draws intervals may run off the plot
+    lines: list[tuple[int, bool, tuple[tuple[float, float], ...]]] = []
+    for position, curve in curves:
+        at = list(zip(places, curve["points"], strict=True))
+        if with_draws and len(at[0][1]["draws"]) > 1:
+            lines += [
+                (position, False, tuple((x, p["draws"][k]) for x, p in at)) for k in range(len(at[0][1]["draws"]))
+            ]
+        for x, point in at:
+            if point["low"] is not None:
+                low, high = max(point["low"], min(known) - edge), min(point["high"], max(known) + edge)
+                lines.append((position, False, ((x, low), (x, high))))
+        lines.append((position, True, tuple((x, point["val_accuracy"]) for x, point in at)))
+    y = nice_scale([value for _, _, path in lines for _, value in path])
+    label = f"Validation accuracy over {curves[0][1]['key']}"
     return plots.curves(
         lines, nice_scale(places), y, write=lambda value: words.percent(value, 0), write_x=words.short, label=label
     )
@@ -204,7 +260,7 @@ def curve_plot(curve: Mapping[str, Any]) -> Markup:
 
 def seconds_parts(part: Mapping[str, Any]) -> list[str]:
     """Stages that any method of this number of shots spent time on, in the pipeline's order."""
-    order = ("adapt", "prompts", "draw", "refine", "curate", "train")
+    order = ("adapt", "prompts", "draw", "retrieve", "refine", "curate", "train")
     used = {name for method in part["methods"] for name, value in method["cost"]["seconds"].items() if value}
     return [name for name in order if name in used]
 
@@ -241,3 +297,8 @@ def shown_methods(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         for m in part["methods"]
         if m["shown"] and not m["same_as"] and m["kind"] != "combined" and m["method"] != REAL
     ]
+
+
+def copied(part: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Methods whose images were held against the training images: one for each set of images."""
+    return [m for m in part["methods"] if m["copies"] and not m["same_as"] and m["kind"] != "combined"]

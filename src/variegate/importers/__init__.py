@@ -18,12 +18,12 @@ from typing import Any
 from variegate.errors import DataError, ModelError, Problem, RunFolderError, UserError
 from variegate.files import write_atomic
 from variegate.importers.found import Found, as_record, as_text
+from variegate.importers.image_table import NOTE
 from variegate.importers.names import read_class_names
 from variegate.store import explained
 
 __all__ = ["as_text", "import_artefact"]
 
-NOTE = "import.json"  # beside what was written, but for adapters: adapter.json says it there
 DOCS = "docs/import.md says what can be imported"
 
 
@@ -49,7 +49,7 @@ def import_artefact(
         found.write(folder)
         record["wrote"] = [str(out / name) for name in sorted(entry.name for entry in folder.iterdir())]
         record["next"] = found.next.replace("{out}", str(out))
-        if not (folder / "adapter.json").exists():
+        if not (folder / "adapter.json").exists():  # which says it itself
             record["wrote"].append(str(out / NOTE))
             write_atomic(folder / NOTE, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     return record

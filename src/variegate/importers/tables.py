@@ -19,6 +19,7 @@ from variegate.files import write_atomic
 from variegate.images import IMAGE_EXTENSIONS, check_images
 from variegate.importers.csv_files import read_rows, shortened
 from variegate.importers.found import Found
+from variegate.importers.image_table import TABLE
 from variegate.importers.names import matched
 from variegate.records import soft_label
 
@@ -28,7 +29,8 @@ STAGES = ("generated", "concatenated", "blended")  # of DiffuseMix; blended is t
 TREE = ("original_resized", "fractal", *STAGES)
 GAMMA = 0.5
 LINK = "images"
-NEXT = 'datasets.load_dataset("imagefolder", data_dir="{out}")'
+NEXT = 'variegate train DATA --recipe none --set "train.pools=[{out}]" --set "evaluate.arms=[real, real+synthetic]"'
+LOADED = 'datasets.load_dataset("imagefolder", data_dir=OUT) reads it too'
 _DIFFUSEMIX = re.compile(
     r"(?P<file>.+)_(?P<stage>generated|concatenated|fractal|blended)_(?P<prompt>.+)_(?P<number>\d+)\.\w+"
 )
@@ -141,7 +143,7 @@ def _found(
             raise DataError(Problem("--out", f"lies among the images, in {folder}", "choose a folder outside it"))
         (out / LINK).symlink_to(folder.resolve(), target_is_directory=True)
         lines = (f"{json.dumps(record, ensure_ascii=False)}\n".encode() for record in records)
-        write_atomic(out / "metadata.jsonl", lines)
+        write_atomic(out / TABLE, lines)
 
     left_out = tuple(f"{name} ({reason})" for name, reason in broken.items())
     facts = _counts(images, kept, labels) | {"images_unusable": len(broken)}
@@ -179,7 +181,7 @@ def _counts(images: Sequence[Image], kept: Sequence[Image], labels: Sequence[str
 
 
 def _notes(kept: Sequence[Image], classes: Sequence[str] | None, labels: Sequence[str], folder: Path) -> list[str]:
-    notes = [f"{LINK} is a link to {folder.resolve()}: no image is copied or changed"]
+    notes = [f"{LINK} is a link to {folder.resolve()}: no image is copied or changed", LOADED]
     if any(image.source is not None and image.source != image.target for image in kept):
         notes.append(f"soft labels: gamma {GAMMA}, kappa 1 (Diff-Mix's code took kappa 0.9 silently)")
     if classes is None:

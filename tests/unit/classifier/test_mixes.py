@@ -35,10 +35,10 @@ def batch(count: int = 6, size_px: int = 32) -> tuple[torch.Tensor, torch.Tensor
     return images, 0.9 * torch.rand(count, 3, generator=generator).softmax(dim=1)
 
 
-def mixed(name: str, classifier: Classifier, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mixed(name: str, classifier: Classifier, seed: int, **keys: object) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits in inference mode and targets."""
     classifier.net.eval()
-    mix = open_mix(name, classifier, transport=False, autocast=False)
+    mix = open_mix(name, classifier, transport=False, autocast=False, **keys)
     with own_randomness(seed, CPU), mix(*batch()) as (images, targets):
         return classifier.net(images).detach(), targets
 
@@ -98,3 +98,33 @@ def test_fractals_are_scaled_like_the_images() -> None:
     white = mixes.overlay(image, np.full((1, 8, 8, 3), 255, np.uint8), classifier)
     expected = 0.8 * image + 0.2 * classifier.scaled(torch.ones(2, 3, 8, 8))
     assert torch.allclose(white, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "manifold-mixup", "fractal-mixup"])
+def test_a_batch_is_mixed_as_often_as_is_said(name: str) -> None:
+    """CutMix's and Diff-Mix's code mix one batch in two."""
+    classifier = build()
+    plain = mixed("none", classifier, 0)[0]
+    changed = [not torch.equal(mixed(name, classifier, seed, probability=0.5)[0], plain) for seed in range(40)]
+    assert 10 <= sum(changed) <= 30
+
+
+@pytest.mark.parametrize("name", ["mixup", "manifold-mixup"])
+def test_a_large_alpha_mixes_evenly_and_a_small_one_hardly(name: str) -> None:
+    classifier, targets = build(), batch()[1]
+
+    def moved(alpha: float) -> float:
+        """How far labels are from the nearer end of the pair they were mixed of, on average."""
+        rows = [mixed(name, classifier, seed, alpha=alpha)[1] for seed in range(20)]
+        return float(np.mean([min((row - one).abs().sum() for one in targets) for found in rows for row in found]))
+
+    assert moved(100.0) > 2 * moved(0.1)
+
+
+def test_a_range_of_shares_gives_every_image_its_own() -> None:
+    classifier = build(size_px=8)
+    black = classifier.scaled(torch.zeros(50, 3, 8, 8))
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    found = mixes.overlay(black, white, classifier, [0.1, 0.3])
+    shares = ((found - black) / (classifier.scaled(torch.ones(1, 3, 8, 8)) - black))[:, 0, 0, 0]
+    assert 0.1 <= shares.min() < 0.15 and 0.25 < shares.max() <= 0.3001

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from variegate.classifier.fit import choose_compute, predict
 from variegate.classifier.models import OWN_MODELS, Classifier, build_model, check_model_name, learned_parts, stages_of
 from variegate.errors import ModelError
 
@@ -74,6 +76,21 @@ def test_what_learns_is_what_diff_mix_froze_least() -> None:
     assert learned("last-stages", 2) == {"layer3", "layer4", "fc"}
     assert learned("last-stages", 4) == {"layer1", "layer2", "layer3", "layer4", "fc"}
     assert learned("full") == {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_both_last_layers_of_a_distilled_net_are_new_and_learn(name: str, tmp_path: Path) -> None:
+    save_file(build(name, seed=4, num_classes=7).net.state_dict(), tmp_path / "w.safetensors")
+    classifier = build(name, pretrained=str(tmp_path / "w.safetensors"))
+    parts = learned_parts(classifier, "linear-probe", 1)
+    found = {id(parameter) for part in parts for parameter in part.parameters()}
+    learned = {name for name, parameter in classifier.net.named_parameters() if id(parameter) in found}
+    assert {name.split(".")[0] for name in learned} == {"head", "head_dist"}
+    logits = predict(classifier, np.zeros((2, 32, 32, 3), np.uint8), choose_compute("cpu", 1))
+    assert logits.shape == (2, 3) and predict(
+        classifier, np.empty((0, 32, 32, 3), np.uint8), choose_compute("cpu", 1)
+    ).shape == (0, 3)
+    assert all(part in learned_parts(classifier, "norms", 1) for part in classifier.heads)
 
 
 def test_a_vits_last_norm_learns_with_its_last_block() -> None:

@@ -6,31 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from comparing import COST, ROWS, layout, outcomes
 
-from variegate.comparison.outcomes import Outcome
-from variegate.comparison.plan import DUPLICATED, REAL, Layout, Method
+from variegate.comparison.plan import DUPLICATED, REAL
 from variegate.comparison.results import compare_methods, estimate, summarise
-from variegate.recipe import ArmSection
 
-DRAWS, SEEDS, IMAGES = 5, 2, 200
-
-
-def outcomes(rng: np.random.Generator, gains: dict[str, float], draws: int = DRAWS) -> dict[str, list[Outcome]]:
-    """Simulated methods: images, draws and seeds differ in how hard they are, and a draw suits one method more than another."""
-    found: dict[str, list[Outcome]] = {name: [] for name in gains}
-    easy = rng.normal(0.5, 1.0, IMAGES)
-    for _ in range(draws):
-        luck = rng.normal(0.0, 0.2)
-        for name, gain in gains.items():
-            skill = luck + rng.normal(0.0, 0.05) + rng.normal(0.0, 0.05, (SEEDS, 1)) + gain
-            correct = (easy + skill + rng.normal(0.0, 0.5, (SEEDS, IMAGES)) > 0).astype(float)
-            val = tuple(float(value) for value in correct[:, :50].mean(axis=1))
-            weights = ("selected", "last")
-            found[name].append(Outcome(dict.fromkeys(weights, correct), dict.fromkeys(weights, val), COST, None))
-    return found
-
-
-COST = {"seconds": {"train": 2.0, "draw": 4.0}, "unet_evaluations": 8, "peak_memory_mb": 900.0}
 METHODS = ("a", "b", "c", "d")
 
 
@@ -66,23 +46,16 @@ def test_a_planted_gain_of_5_points_is_found() -> None:
 def test_seeds_of_a_draw_are_no_draws() -> None:
     """Ten seeds of two draws that disagree: an interval over twenty runs would be far too narrow."""
     draws = [np.zeros((10, 50)), np.ones((10, 50))]
-    assert estimate(draws).num == 2
-    assert estimate(draws).interval().is_zero_inside
+    assert estimate(draws, True).num == 2
+    assert estimate(draws, True).interval().is_zero_inside
 
 
 def test_draws_that_agree_to_the_image_still_have_a_width() -> None:
     gap = np.zeros((1, 40))
     gap[0, 0] = 1.0
-    found = estimate([gap, gap]).interval()
-    assert found.low < found.mean < found.high
-
-
-def layout(*rows: tuple[str, str]) -> Layout:
-    arm = ArmSection(name="x", images="real")
-    return Layout(tuple(Method(name, kind, "run", arm, name if kind == "recipe" else "") for name, kind in rows), {})  # type: ignore[arg-type]
-
-
-ROWS = ((REAL, "real"), ("real+cutmix", "classic"), (DUPLICATED, "duplicated"), ("mine", "recipe"))
+    for same_images in (True, False):
+        found = estimate([gap, gap], same_images).interval()
+        assert found.low < found.mean < found.high
 
 
 def summary(gains: dict[str, float], draws: int = 8) -> dict:
@@ -135,6 +108,21 @@ def test_every_baseline_is_there_and_only_what_makes_images_meets_the_harder_one
     assert mine["cost"]["total_seconds"] == 6.0
     gain = mine["against"][0]["selected"]["difference"]
     assert mine["cost"]["gain_per_minute"] == pytest.approx(gain * 60 / 4)
+
+
+def test_cost_is_summed_where_it_is_known_and_null_where_it_is_not() -> None:
+    found = outcomes(np.random.default_rng(5), {REAL: 0.0, "real+cutmix": 0.0, DUPLICATED: 0.0, "mine": 0.3}, 2)
+
+    def cost(**changes: object) -> dict:
+        found["mine"][1] = replace(found["mine"][1], cost=COST | changes)
+        return summarise(layout(*ROWS), found, "real+cutmix", 2)["methods"][3]["cost"]
+
+    whole = cost(memory_mb={"train": 700.0, "draw": None})
+    assert whole["energy_j"] == 70.0 and whole["gain_per_minute"] is not None
+    assert whole["memory_mb"] == {"train": 700.0, "draw": 900.0} and whole["peak_memory_mb"] == 900.0
+    assert cost(energy_j={"train": 20.0, "draw": None})["energy_j"] is None
+    elsewhere = cost(made_elsewhere=True)
+    assert elsewhere["made_elsewhere"] and elsewhere["gain_per_minute"] is None, "no gain a minute of nothing"
 
 
 def test_a_gain_that_only_the_classes_with_few_images_have_is_seen_there() -> None:

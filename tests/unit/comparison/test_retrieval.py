@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from variegate.comparison.retrieval import PoolImage, encoder_of, leaks, nearest, read_pool, retrieve
-from variegate.errors import DataError
+from variegate.comparison import outcomes
+from variegate.comparison.retrieval import PoolImage, encoder_of, leaks, looks_at, nearest, read_pool, retrieve
+from variegate.errors import DataError, Problem
 from variegate.progress import QuietReporter
-from variegate.recipe import Recipe
+from variegate.recipe import ArmSection, Recipe
 from variegate.records import RealImage, content_id
 
 
@@ -34,6 +35,10 @@ def pooled(path: Path) -> PoolImage:
 
 def real(path: Path) -> RealImage:
     return RealImage(path.stem, str(path), 0, "test", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def found_leaks(pool: list[PoolImage], test: Path) -> list[Problem]:
+    return leaks(pool, looks_at([image.path for image in pool], 1.0), [real(test)], 1.0)
 
 
 def test_an_image_goes_to_the_class_it_is_nearest_to_and_to_no_other() -> None:
@@ -85,11 +90,11 @@ def test_drawn_data_can_be_a_pool(tmp_path: Path) -> None:
 def test_held_out_images_in_a_pool_are_found_though_saved_anew(tmp_path: Path) -> None:
     test = saved(tmp_path / "test.png", 1)
     others = [pooled(saved(tmp_path / f"pool/{seed}.png", seed)) for seed in range(2, 30)]
-    assert leaks(others, [real(test)], 1.0) == []
+    assert found_leaks(others, test) == []
     copy = saved(tmp_path / "pool/copy.png", 1)
     again = saved(tmp_path / "pool/again.jpg", 1, quality=80)
     for leaking in (copy, again):
-        problems = leaks([*others, pooled(leaking)], [real(test)], 1.0)
+        problems = found_leaks([*others, pooled(leaking)], test)
         assert len(problems) == 1 and leaking.name in problems[0].what and "test.png" in problems[0].what
 
 
@@ -117,3 +122,57 @@ def test_a_pool_that_changed_is_looked_at_again(coloured_run, tmp_path: Path) ->
     held_out = Path(folder.real_images("test")[0].path)
     with pytest.raises(DataError, match="holds 1 validation or test images"):
         retrieve(folder, [*left, pooled(held_out)], recipe, [2, 0, 1], QuietReporter())
+
+
+class Told(QuietReporter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_pictures_that_are_there_again_are_left_out_and_counted(coloured_run, tmp_path: Path) -> None:
+    """A training image saved again is no new image, and a picture that is there ten times is one picture."""
+    context, told = coloured_run(), Told()
+    folder = context.folder
+    recipe = Recipe.model_validate(
+        {**context.recipe.model_dump(), "curate": [{"score": "class-agreement", "encoder": "clip:starter"}]}
+    )
+    pool = [pooled(saved(tmp_path / f"pool/{seed}.png", seed, tint=seed % 3)) for seed in range(30)]
+    again = [pooled(saved(tmp_path / f"pool/again-{seed}.jpg", seed, tint=seed % 3, quality=90)) for seed in range(5)]
+    resaved = []
+    for number, image in enumerate(folder.real_images("train")):
+        path = tmp_path / f"pool/resaved-{number}.jpg"
+        Image.open(image.path).resize((64, 64)).save(path, quality=90)
+        resaved.append(pooled(path))
+    retrieve(folder, [*pool, *again, *resaved], recipe, [99, 99, 99], told)
+    taken = {image.id for image in folder.synthetic_images()}
+    assert taken == {content_id("retrieved", image.sha256, label) for image in pool for label in range(3)} & taken
+    assert len(taken) == 30
+    (line,) = told.lines
+    assert line.startswith(
+        "retrieve: 30 of 50 images of the pool; left out: 15 that are training images, 5 nearly like"
+    )
+    assert "fewer than are drawn for 3 of 3 classes" in line
+    retrieve(folder, [*pool, *again, *resaved], recipe, [99, 99, 99], told)
+    assert told.lines == [line], "not done twice"
+
+
+def test_retrieved_images_have_their_cost_and_images_from_elsewhere_have_none(coloured_run, tmp_path: Path) -> None:
+    """Looking at a pool takes time; what made other pools took it is not known here, so no gain a minute either."""
+    retrieved, elsewhere = coloured_run("retrieved"), coloured_run("elsewhere")
+    retrieved.folder.finish_stage("retrieve", "key", 12.0, {"cost": {"energy_j": 5.0, "peak_memory_mb": 300.0}})
+    arm = ArmSection(name="mixed", images="real+synthetic")
+    found = {}
+    for name, pool in (("by retrieval", retrieved), ("from elsewhere", elsewhere)):
+        context = coloured_run(name, train={"pools": [str(pool.folder.root)]})
+        task = {"arm": "mixed", "seed": 0, "seconds": 3.0}
+        for stage, said in (("generate", {"drawn": 0, "unet_evaluations": 0}), ("train", {"tasks": [task]})):
+            context.folder.finish_stage(stage, "key", 4.0, said)
+        found[name] = outcomes._cost(context.folder, arm, 1, None)
+    assert found["by retrieval"]["seconds"]["retrieve"] == 12.0 and not found["by retrieval"]["made_elsewhere"]
+    assert found["by retrieval"]["memory_mb"]["retrieve"] == 300.0
+    assert found["from elsewhere"]["made_elsewhere"] and "retrieve" not in found["from elsewhere"]["seconds"]
+    assert found["by retrieval"]["seconds"]["train"] == 3.0 and found["by retrieval"]["energy_j"]["train"] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from variegate.comparison.shelf import Shelf
+from variegate.comparison.shelf import Shelf, spent
 from variegate.recipe_file import load_recipe
 
 DISTILLED = ("adapt.distill={pairs: 64}", "generate.method=diff-aug", "generate.strength=0.5")
@@ -36,3 +36,10 @@ def test_recipes_that_would_learn_the_same_share_it() -> None:
 )
 def test_recipes_that_would_learn_something_else_do_not(name: str, overrides: tuple[str, ...], change: str) -> None:
     assert folder(name, *overrides, change) != folder(name, *overrides)
+
+
+def test_energy_of_a_stage_that_kept_parts_of_an_earlier_result_is_not_known() -> None:
+    cost = {"peak_memory_mb": 300.0, "worker_memory_mb": None, "gpu_memory_mb": 800.0, "energy_j": 7.0}
+    assert spent(("key", {"cost": cost}, 2.0)) == {"seconds": 2.0, "energy_j": 7.0, "memory_mb": 800.0}
+    assert spent(("key", {"cost": cost, "went_on": True}, 2.0))["energy_j"] is None
+    assert spent(("key", {}, 2.0)) == {"seconds": 2.0, "energy_j": None, "memory_mb": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from variegate.recipe import Recipe
+from variegate.recipe import AdaptSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.templates import class_word, described, render
 
@@ -29,3 +29,13 @@ def captions_of(
         }
         found.append([render(text, **values) for text in prompts.texts])
     return found
+
+
+def prior_texts(section: AdaptSection, words: Sequence[str]) -> list[str]:
+    """What each prior image is drawn from and captioned with: {name} is the super-class, else the classes' own words in turn.
+
+    >>> prior_texts(AdaptSection(prior={"images": 3, "text": "a {name}"}), ["owl", "lynx"])
+    ['a owl', 'a lynx', 'a owl']
+    """
+    names = [section.superclass] if section.superclass else words
+    return [render(section.prior.text, name=names[k % len(names)]) for k in range(section.prior.images)]

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from variegate.files import write_atomic
 
 FOLDER = "adapt/checkpoints"
-FORMAT = 3  # of the state; others are not read
+FORMAT = 4  # of the state; others are not read
 KEPT = 2
 
 
@@ -32,7 +32,8 @@ class State:
 def write_checkpoint(root: Path, state: State, key: str) -> Path:
     """Write a state; of these settings the last two stay, of others none."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in sorted(state.tensors.items())}
-    facts = {"step": state.step, "key": key, "digest": _digest(tensors), "facts": state.facts}
+    told = {"step": state.step, "key": key, "facts": state.facts}
+    facts = {**told, "digest": _digest(tensors, told)}
     path = root / FOLDER / f"step-{state.step:08d}.safetensors"
     write_atomic(path, save(tensors, metadata={"checkpoint": json.dumps(facts)}))
     own = _of(root, key)
@@ -49,15 +50,17 @@ def read_checkpoint(root: Path, key: str) -> tuple[State | None, list[str]]:
             with safe_open(path, "pt") as file:
                 found = json.loads(file.metadata()["checkpoint"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if found["key"] != key:
+                continue
+            digest = found.pop("digest")
+            state = State(found["step"], tensors, found["facts"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as exc:
             notes.append(f"checkpoint {path.name} is damaged ({type(exc).__name__}); going back to the one before it")
             continue
-        if found["key"] != key:
-            continue
-        if found["digest"] != _digest(tensors):
+        if digest != _digest(tensors, found):
             notes.append(f"checkpoint {path.name} is damaged (its bytes changed); going back to the one before it")
             continue
-        return State(found["step"], tensors, found["facts"]), notes
+        return state, notes
     return None, notes
 
 
@@ -80,9 +83,10 @@ def _of(root: Path, key: str) -> list[Path]:
     return found
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any]) -> str:
+    """Of the tensors, and of all that is told beside them: a wrong step or a wrong number spoils a restart as well."""
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from variegate.records import ClassInfo, RealImage, content_id, seed_from
 from variegate.stages.adapt.captions import captions_of
 from variegate.stages.adapt.fit import Views
 from variegate.stages.adapt.sampling import image_weights
-from variegate.stages.adapt.views import CACHE, read_cached
+from variegate.stages.adapt.views import CACHE, fitting, read_cached
 
 HELD_OUT_SHARE = 8  # one pair of so many is looked at only
 PAIRS_PER_FILE = 64
@@ -112,7 +112,8 @@ def _draw(
             captions[first:last], part, strengths=strengths, steps=steps, seeds=seeds[first:last]
         )
 
-    ends = torch.cat(in_parts(work, len(captions), len(captions), parent.free_memory))
+    with fitting("drawing pairs"):
+        ends = torch.cat(in_parts(work, len(captions), len(captions), parent.free_memory))
     start = noise
     if given is not None:
         kept = parent.signal(one_step_timestep(level, parent.num_train_timesteps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,7 @@ class Progress:
     log: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of the steps since the last log line
     best: float = math.inf
+    best_step: int = 0
     since_best: int = 0
     stopped: bool = False
     micro_batch: int = 0
@@ -195,12 +197,30 @@ class Fit:
             self._sum_gradients()
             self.team.sum_(total)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), section.clip or math.inf)
-        for what, value in (("loss", float(total)), ("gradient's norm", float(norm))):
-            if not math.isfinite(value):
-                raise TaskFailed("adapt", f"the {what} at step {step} is {value}; lower adapt.lr and adapt.token_lr")
-        self.optimizer.step()
-        self._follow()
+        _ensure_finite("loss", float(total), step)
+        _ensure_finite("gradient's norm", float(norm), step)
+        try:
+            self.optimizer.step()
+            self._follow()
+        except (MemoryError, RuntimeError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            reason = f"memory does not suffice for the optimiser at step {step}: {exc}"
+            remedy = "set adapt.optimizer=adamw-8bit, a lower adapt.rank or a lower adapt.micro_batch"
+            raise TaskFailed("adapt", f"{reason}; {remedy}") from exc
         return float(total)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise TaskFailed where the weights as they are give no finite loss: a step looks at them before it changes them.
+
+        Looks at images of the next step; nothing that is learned depends on it.
+        """
+        step = self.progress.step
+        batch = self._batch(self.views, step, self.section.batch, "images").part(0, self.progress.micro_batch)
+        for weights in (nullcontext(), *([self.averaged()] if self.average else [])):  # what goes on, what is shipped
+            with weights, self.trainee.computing(training=False):
+                _ensure_finite("loss", float(self._looked_at(self.views, batch).mean()), step)
 
     def _sum_gradients(self) -> None:
         """All of them in one message: hundreds of small ones would wait for each other."""
@@ -304,13 +324,14 @@ class Fit:
     def _evaluate(self) -> None:
         section, progress = self.section, self.progress
         loss = self.held_out_loss()
+        _ensure_finite("held-out loss", loss, progress.step)
         line = {"step": progress.step, "held_out_loss": round(loss, 6)}
         if progress.losses:
             line["loss"] = round(float(np.mean(progress.losses)), 6)
         progress.log.append(line)
         progress.losses.clear()
         if loss < progress.best:
-            progress.best, progress.since_best = loss, 0
+            progress.best, progress.best_step, progress.since_best = loss, progress.step, 0
             if section.early_stop is not None:
                 self.best = {name: value.clone() for name, value in self._current().items()}
         else:
@@ -333,17 +354,21 @@ class Fit:
                 time = round(level * (len(self.kept) - 1))
                 seeds = np.array([seed_from(HELD_OUT_SEED, level, int(i)) for i in picked]) % 2**62
                 zeros = np.zeros(count, np.int64)
-                batch = Batch(picked, zeros, zeros, np.full(count, time), seeds)
-                start = 0
-                while start < count:
-                    part = batch.part(start, min(start + self.progress.micro_batch, count))
-                    try:
-                        losses.append(self._losses(views, part, self.weights).float().cpu())
-                    except (MemoryError, RuntimeError) as exc:
-                        self._shrink(exc, len(part), self.progress.step)
-                        continue
-                    start += len(part)
+                losses.append(self._looked_at(views, Batch(picked, zeros, zeros, np.full(count, time), seeds)))
         return float(torch.cat(losses).mean())
+
+    def _looked_at(self, views: Views, batch: Batch) -> torch.Tensor:
+        """Loss of each item [N] without learning from it, in as many parts as memory asks for."""
+        losses, start = [], 0
+        while start < len(batch):
+            part = batch.part(start, min(start + self.progress.micro_batch, len(batch)))
+            try:
+                losses.append(self._losses(views, part, self.weights).float().cpu())
+            except (MemoryError, RuntimeError) as exc:
+                self._shrink(exc, len(part), self.progress.step)
+                continue
+            start += len(part)
+        return torch.cat(losses)
 
     # ---------------------------------------------------------------- state
 
@@ -353,6 +378,11 @@ class Fit:
 
     def _current(self) -> dict[str, torch.Tensor]:
         return self.average or {name: p.detach() for name, p in self.parameters.items()}
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights `finish` leaves."""
+        return self.progress.best_step if self.best else self.progress.step
 
     def finish(self) -> None:
         """Leave in the model what is to be shipped: the best seen with early stop, else the average or the last."""
@@ -372,6 +402,7 @@ class Fit:
             "log": progress.log,
             "losses": progress.losses,
             "best": progress.best if math.isfinite(progress.best) else None,
+            "best_step": progress.best_step,
             "since_best": progress.since_best,
             "stopped": progress.stopped,
             "micro_batch": progress.micro_batch,
@@ -398,8 +429,15 @@ class Fit:
         self.progress = Progress(
             state.step, list(facts["log"]), list(facts["losses"]),
             math.inf if facts["best"] is None else facts["best"],
-            facts["since_best"], facts["stopped"], facts["micro_batch"],
+            facts["best_step"], facts["since_best"], facts["stopped"], facts["micro_batch"],
         )  # fmt: skip
+
+
+def _ensure_finite(what: str, value: float, step: int) -> None:
+    """Raise TaskFailed for a number that is none."""
+    if not math.isfinite(value):
+        remedy = "lower adapt.lr and adapt.token_lr" if step else "nothing is learned yet, so set adapt.dtype=fp32"
+        raise TaskFailed("adapt", f"the {what} at step {step} is {value}; {remedy}")
 
 
 def milestones(steps: int, count: int) -> set[int]:

@@ -19,6 +19,7 @@ from variegate.images import resize_square
 from variegate.judge import Judge, class_agreement, train_judge
 from variegate.pipeline import Context
 from variegate.records import RealImage, seed_from
+from variegate.stages.adapt.captions import prior_texts
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
 from variegate.stages.adapt.fit import Fit, Views, distilling, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels
@@ -26,7 +27,7 @@ from variegate.stages.adapt.preview import draw_preview, plan_preview, preview_w
 from variegate.stages.adapt.sampling import image_weights
 from variegate.stages.adapt.team import Lesson, join, together
 from variegate.stages.adapt.trainee import Trainee
-from variegate.stages.adapt.views import encode_views, mask_views
+from variegate.stages.adapt.views import CACHE, encode, encode_views, fitting, mask_views, read_cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class Course:
         self.trainee = Trainee(backend, self.section, material.placeholders, material.words, self.seed)
         self.plan = plan_preview(material.captions, labels_of(material.train), seed_from(self.recipe.seed, "preview"))
         self.log: list[dict[str, Any]] = []
-        self.previewed = False
-        self.seen: dict[str, Any] = {}  # what the latest preview showed
-        self.steps_done, self.rate = 0, 0.0
+        self.previewed: int | None = None  # the step whose weights the latest preview shows
+        self.seen: dict[str, Any] = {}  # what it showed
+        self.steps_done, self.kept_step, self.rate = 0, 0, 0.0  # kept: the step whose weights are shipped
         self.num_parameters = sum(p.numel() for p in self.trainee.named_parameters().values())
 
     # ---------------------------------------------------------------- material
@@ -101,31 +102,30 @@ class Course:
         prior = self.section.prior
         if not prior.images:
             return None
-        from safetensors.torch import load_file, save
+        from safetensors.torch import save
 
         from variegate.files import write_atomic
         from variegate.records import content_id
-        from variegate.stages.adapt.views import CACHE
 
-        spec = self.backend.spec
-        name = content_id("prior", spec.fingerprint, spec.to_json() | {"path": ""}, prior.images, prior.text, self.seed)
+        spec, texts = self.backend.spec, prior_texts(self.section, self.material.words)
+        name = content_id("prior", spec.fingerprint, spec.to_json() | {"path": ""}, texts, self.seed)
         path = self.folder.root / CACHE / f"{name}.safetensors"
-        if not path.is_file():
+        found = read_cached(path)
+        if found is None:
             seeds = [seed_from(self.seed, "prior", k) for k in range(prior.images)]
-            with self.context.reporter.bar("drawing prior images", prior.images) as bar:
-                pixels = self.backend.draw_from_text(
-                    [prior.text] * prior.images, seeds, batch=spec.batch, advance=bar.advance
-                )
-            latents = self.backend.encode_sources(pixels).half().contiguous()
-            write_atomic(path, save({"latents": latents}))
-        latents = load_file(path)["latents"][:, None]
-        return Views(latents, [[prior.text]] * len(latents), np.full(len(latents), 1 / len(latents)))
+            with self.context.reporter.bar("drawing prior images", prior.images) as bar, fitting("drawing"):
+                pixels = self.backend.draw_from_text(texts, seeds, batch=spec.batch, advance=bar.advance)
+            found = {"latents": encode(self.backend, pixels).half().contiguous()}
+            write_atomic(path, save(found))
+        latents = found["latents"][:, None]
+        return Views(latents, [[text] for text in texts], np.full(len(latents), 1 / len(latents)))
 
     def _teach(self) -> Judge | None:
         """A judge on the base model's features, taught by the training images."""
         train = self.material.train
         pixels = load_pixels(self.recipe, train, self.backend.spec.size_px)
-        features = np.concatenate([self.backend.features(pixels), self.backend.features(pixels[:, :, ::-1])])
+        with fitting("describing images"):
+            features = np.concatenate([self.backend.features(pixels), self.backend.features(pixels[:, :, ::-1])])
         labels, groups = labels_of(train) * 2, [image.id for image in train] * 2
         return train_judge(features, np.array(labels), groups, seed=seed_from(self.seed, "judge"))
 
@@ -149,7 +149,7 @@ class Course:
         self.steps_done = first * section.steps
         if state:
             self.log, self.seen = list(state.facts["course_log"]), dict(state.facts["seen"])
-            self.previewed = bool(self.seen)
+            self.previewed = state.facts["previewed"]
         else:
             self._forget_previews()
         doing = "adapting" if self.taught is None else "distilling"
@@ -169,12 +169,13 @@ class Course:
                 self.log += (
                     [{"class": number, **line} for line in fit.progress.log] if len(groups) > 1 else fit.progress.log
                 )
+                self.kept_step = self.steps_done + fit.kept_step
                 self.steps_done += fit.progress.step
                 fit.finish()
             taken = max(self.steps_done - resumed, 0) * section.batch
             self.rate = taken / max(time.monotonic() - start, 1e-6)
-        if section.previews and not self.previewed:  # stopped early, before the first preview
-            self._preview(self.steps_done)
+        if section.previews and self.previewed != self.kept_step:  # none yet, or one of weights that are not kept
+            self._preview(self.kept_step)
 
     def _call_team(self, fit: Fit, number: int, *, fresh: bool) -> None:
         if self.team.size == 1 or fit.progress.step >= self.section.steps or fit.progress.stopped:
@@ -215,30 +216,32 @@ class Course:
                 continue
             try:
                 fit.run(stop, on_step=lambda _: bar.advance(1))
+                fit.check()
             except TaskFailed as exc:
                 text = f"{exc.reason} (last good checkpoint: {last_checkpoint(self.folder.root, self.key)})"
                 raise TaskFailed(exc.task, text) from exc
-            if stop in previews and section.joint:
+            if stop in previews and section.joint and not fit.progress.stopped:
                 with fit.averaged():
                     self._preview(stop)
             if stop in saves or stop == section.steps:
                 state = fit.state()
-                facts = {**state.facts, "course_log": self.log, "seen": self.seen}
+                facts = {**state.facts, "course_log": self.log, "seen": self.seen, "previewed": self.previewed}
                 write_checkpoint(self.folder.root, State(first + state.step, state.tensors, facts), self.key)
 
     # ---------------------------------------------------------------- looking
 
     def _preview(self, step: int) -> None:
         """Draw the grid, keep it under its step and as the latest, and count near-copies of training images."""
-        pixels = draw_preview(self.trainee, self.plan)
+        with fitting("drawing previews"):
+            pixels = draw_preview(self.trainee, self.plan)
         page = sheet(pixels)
         self.folder.write(f"{ADAPTER}/preview-{step:06d}.png", page)
         self.folder.write(PREVIEW, page)
-        self.previewed = True
+        self.previewed = step
         flat = pixels.reshape(-1, *pixels.shape[2:])
         self.seen = {"preview_copies": self._copies(flat), "preview_images": len(flat)}
         if self.judge is not None and not self.judge.is_weak:
-            with self.trainee.as_base():
+            with self.trainee.as_base(), fitting("describing images"):
                 features = self.backend.features(flat)
             targets = np.repeat(self.plan.labels, pixels.shape[1])
             agreement = float(class_agreement(self.judge, features, targets).mean())
@@ -264,11 +267,14 @@ class Course:
         losses = [line["held_out_loss"] for line in self.log if "held_out_loss" in line]
         if not losses:
             return dict(self.seen)
-        return self.seen | {"held_out_first": losses[0], "held_out_last": losses[-1], "held_out_best": min(losses)}
+        kept = {"held_out_step": self.kept_step} if self.section.early_stop is not None else {}
+        return self.seen | {
+            "held_out_first": losses[0], "held_out_last": losses[-1], "held_out_best": min(losses), **kept
+        }  # fmt: skip
 
     @property
     def warnings(self) -> list[str]:
-        return preview_warnings(self.seen, len(self.material.classes))
+        return [*self.material.warnings, *preview_warnings(self.seen, len(self.material.classes))]
 
 
 def _within(state: State, step: int) -> State:

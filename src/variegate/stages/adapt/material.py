@@ -14,11 +14,13 @@ from variegate.backends.adapter import placeholder
 from variegate.backends.base import BackendSpec, final_section, locate, resolve_backend, training_section
 from variegate.backends.devices import own_device
 from variegate.backends.folder import model_fingerprint, read_model
+from variegate.backends.tokenizers import load_tokenizers
 from variegate.errors import DataError, Problem
 from variegate.images import load_squares
-from variegate.recipe import BackendSection, Recipe
+from variegate.recipe import AdaptSection, BackendSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id
 from variegate.stages.adapt.captions import captions_of
+from variegate.stages.adapt.lengths import cut_captions
 from variegate.store import RunFolder
 from variegate.templates import plain_name
 
@@ -37,10 +39,14 @@ class Material:
     words: tuple[str, ...]  # what first token values come from
     captions: tuple[tuple[str, ...], ...]
     held_out_captions: tuple[tuple[str, ...], ...]
+    warnings: tuple[str, ...] = ()
 
 
 def gather(recipe: Recipe, folder: RunFolder) -> Material:
-    """Training images, captions and placeholders; validation images for the held-out loss only."""
+    """Training images, captions and placeholders; validation images for the held-out loss only.
+
+    Raises DataError with everything that the recipe asks of the images and they do not have.
+    """
     classes = tuple(folder.classes())
     train = tuple(sorted(folder.real_images("train"), key=lambda image: image.id))
     val = sorted(folder.real_images("val"), key=lambda image: image.id)
@@ -48,15 +54,43 @@ def gather(recipe: Recipe, folder: RunFolder) -> Material:
     if not train:
         raise DataError(Problem("adapt", "there is no training image"))
     names = tuple(placeholder(info.label) for info in classes) if recipe.adapt.has_tokens else ()
+    captions, held_out_captions = (
+        tuple(map(tuple, captions_of(recipe, classes, images, names))) for images in (train, held_out)
+    )
+    cuts = cut_captions(
+        (text for texts in (*captions, *held_out_captions) for text in texts),
+        dict.fromkeys(names, recipe.adapt.vectors),
+        load_tokenizers(locate(training_section(recipe))[0]),
+    )
+    masked = sum(bool(image.mask) for image in train)
+    problems = [*_lacking(recipe.adapt, masked, len(held_out)), *cuts.problems()]
+    if problems:
+        raise DataError(problems)
+    warnings = cuts.warnings()
+    if recipe.adapt.mask == "foreground" and masked < len(train):
+        warnings.append(f"{len(train) - masked:,} of {len(train):,} training images have no mask and count whole")
     return Material(
         classes=classes,
         train=train,
         held_out=held_out,
         placeholders=names,
         words=tuple(plain_name(info) for info in classes),
-        captions=tuple(map(tuple, captions_of(recipe, classes, train, names))),
-        held_out_captions=tuple(map(tuple, captions_of(recipe, classes, held_out, names))),
+        captions=captions,
+        held_out_captions=held_out_captions,
+        warnings=tuple(warnings),
     )
+
+
+def _lacking(section: AdaptSection, num_masked: int, num_held_out: int) -> list[Problem]:
+    """What the section asks for and no image has."""
+    problems = []
+    if section.mask == "foreground" and not num_masked:
+        text = "foreground needs masks and no training image has one"
+        problems.append(Problem("adapt.mask", text, "fill the table's mask column, or set adapt.mask=none"))
+    if section.early_stop is not None and not num_held_out:
+        text = "watches the held-out loss and there is no validation image"
+        problems.append(Problem("adapt.early_stop", text, "add validation images, or leave it out"))
+    return problems
 
 
 def splits_hash(folder: RunFolder) -> str:

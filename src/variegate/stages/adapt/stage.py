@@ -24,14 +24,14 @@ from variegate.backends.adapter import (
     write_adapter,
 )
 from variegate.backends.base import BackendSpec, final_section, locate, spec_id, training_section, with_adapter
-from variegate.backends.folder import read_model, weight_shapes
-from variegate.backends.tokenizers import load_tokenizers, speechless
+from variegate.backends.folder import read_model
 from variegate.errors import DataError, ModelError, Problem
 from variegate.files import file_sha256
 from variegate.pipeline import Context
-from variegate.recipe import BackendSection, Recipe
+from variegate.recipe import Recipe
 from variegate.records import ClassInfo, content_id, seed_from
 from variegate.stages.adapt.checkpoints import FORMAT
+from variegate.stages.adapt.checks import model_problems, word_problems
 from variegate.stages.adapt.material import (
     PREVIEW,
     Material,
@@ -47,7 +47,6 @@ from variegate.stages.adapt.material import (
 )
 from variegate.stages.adapt.optimizers import check_optimizer
 from variegate.store import RunFolder, explained
-from variegate.templates import plain_name
 
 if TYPE_CHECKING:
     from variegate.stages.adapt.learn import Course
@@ -96,8 +95,7 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
         text = f"{training_section(recipe).model} is distilled: it knows {len(facts.levels)} noise levels and this would teach it all"
         remedy = "name its many-step parent in adapt.model; adapt.timesteps=last is DasDiff's rule, which blurs"
         raise ModelError(Problem("adapt.model", text, remedy))
-    found = (_first_word_problem(recipe, model, classes), _target_problem(recipe, model), _distill_problem(recipe))
-    problems = [problem for problem in found if problem]
+    problems = [*model_problems(recipe), *word_problems(recipe, classes)]
     if problems:
         raise ModelError(problems)
     if section.mask == "foreground" and not _may_have_masks(recipe.dataset.path):
@@ -112,50 +110,6 @@ def _may_have_masks(data: str) -> bool:
     if data == "builtin:meadow" or path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
         return True
     return any(path.glob("metadata.*")) or any(path.glob("*/metadata.*"))
-
-
-def _first_word_problem(recipe: Recipe, model: Path, classes: Sequence[ClassInfo]) -> Problem | None:
-    section = recipe.adapt
-    if not section.has_tokens or section.init == "random":
-        return None
-    texts = [plain_name(info) for info in classes] if section.init == "name" else [section.init]
-    return speechless(texts, load_tokenizers(model))
-
-
-def _target_problem(recipe: Recipe, model: Path) -> Problem | None:
-    targets = recipe.adapt.targets
-    if not recipe.adapt.has_lora or isinstance(targets, str):
-        return None
-    modules = {name.rpartition(".")[0] for name in weight_shapes(model / "unet")}
-    idle = [one for one in targets if not any(f".{name}".endswith(f".{one}") for name in modules)]
-    if not idle:
-        return None
-    text = f"no module of the U-Net ends in {', '.join(idle)}"
-    return Problem(
-        "adapt.targets", text, "use attention, all, or endings such as to_q, to_k, to_v, to_out.0, proj_in, conv1"
-    )
-
-
-def _distill_problem(recipe: Recipe) -> Problem | None:
-    """A parent and a model that draws which do not belong together."""
-    if not recipe.adapt.distill.pairs:
-        return None
-    where, name = "adapt.distill", recipe.backend.model
-    if recipe.backend.steps != 1:
-        text = f"teaches a one-step model, and {name} is to draw in {recipe.backend.steps} steps"
-        return Problem(where, text, "set backend.steps=1 and name a one-step model, or adapt.distill.pairs=0")
-    if _unet_shapes(training_section(recipe)) != _unet_shapes(recipe.backend):
-        text = f"the U-Nets of {recipe.adapt.model} and {name} differ in shape, so a LoRA cannot pass from one to the other"
-        return Problem(where, text, "name the model that the one-step model was made from in adapt.model")
-    return None
-
-
-def _unet_shapes(section: BackendSection) -> dict[str, list[int]]:
-    """Of the U-Net that a backend draws with: the model's own, another folder's, or with layers from a file."""
-    model, unet = locate(section)
-    if unet is not None and unet.is_dir():
-        return weight_shapes(unet)
-    return weight_shapes(model / "unet") | (weight_shapes(unet) if unet else {})
 
 
 def _use_problems(recipe: Recipe) -> list[Problem]:
@@ -271,6 +225,7 @@ def _second_lesson(context: Context, method: Method, material: Material, parent:
     from variegate.stages.adapt.distill import deal, draw_pairs, noise_levels, pair_captions
     from variegate.stages.adapt.learn import Course, Taught
     from variegate.stages.adapt.trainee import learned_values
+    from variegate.stages.adapt.views import encode
 
     recipe, folder, start = context.recipe, context.folder, time.monotonic()
     section, seed, levels = recipe.adapt, seed_from(recipe.seed, "distill"), noise_levels(recipe)
@@ -279,7 +234,7 @@ def _second_lesson(context: Context, method: Method, material: Material, parent:
     told, begun = (deal(labels, count, seed_from(seed, of)) for of in ("told", "begun"))
     captions = pair_captions(recipe, material.classes, [material.train[k] for k in told], material.placeholders, seed)
     with explained(folder.root), DiffusionBackend.open(parent_spec) as backend:
-        latents = backend.encode_sources(load_pixels(recipe, material.train, parent_spec.size_px))
+        latents = encode(backend, load_pixels(recipe, material.train, parent_spec.size_px))
         sources = latents[told if recipe.generate.keeps_class else begun]
         with context.reporter.bar("drawing pairs", len(captions)) as bar:
             pairs, looked_at = draw_pairs(backend, sources, captions, levels, folder.root, flip=section.flip, seed=seed,
@@ -345,7 +300,10 @@ def _mask_hashes(recipe: Recipe, material: Material) -> list[str]:
 def _summary(recipe: Recipe, material: Material, course: Course, seconds: float) -> dict[str, Any]:
     section, scores = course.section, course.scores()
     line = f"{section.method} for {len(material.classes)} classes, {course.steps_done:,} steps in {seconds:.0f} s"
-    if "held_out_first" in scores:
+    if "held_out_step" in scores:  # with early stop: the best is kept, not the last
+        line += f", held-out loss {scores['held_out_first']:.4f} -> {scores['held_out_best']:.4f}"
+        line += f", that of step {scores['held_out_step']:,}, which is kept"
+    elif "held_out_first" in scores:
         line += f", held-out loss {scores['held_out_first']:.4f} -> {scores['held_out_last']:.4f}"
     if "preview_agreement" in scores:
         sure, right = 100 * scores["preview_agreement"], 100 * scores["judge_accuracy"]
@@ -362,7 +320,7 @@ def _summary(recipe: Recipe, material: Material, course: Course, seconds: float)
         "seconds": round(seconds, 3),
         "scores": scores,
         "log": course.log,
-        "preview": PREVIEW if course.previewed else None,
+        "preview": PREVIEW if course.previewed is not None else None,
         "preview_columns": [
             [material.classes[label].name, prompts[0]]
             for label, prompts in zip(course.plan.labels, course.plan.prompts, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -111,8 +111,11 @@ def dismiss(recipe: Recipe) -> None:
         torch.distributed.destroy_process_group()
 
 
-def help_out(recipe: Recipe) -> int:
-    """What every process but the first does: follow lessons until sent home; returns how many there were."""
+def help_out(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> int:
+    """What every process but the first does: follow lessons until sent home; returns how many there were.
+
+    `say` hears what only this process knows, such as that its memory ran out.
+    """
     from variegate.backends.diffusion import DiffusionBackend
     from variegate.stages.adapt.fit import Fit
     from variegate.stages.adapt.material import final_spec, training_spec
@@ -133,6 +136,7 @@ def help_out(recipe: Recipe) -> int:
                     seed=lesson.seed,
                     number=lesson.number,
                     team=team,
+                    say=lambda line: say(f"adapt: process {team.rank}: {line}"),
                 )
                 fit.restore(lesson.state, fresh=lesson.fresh)
                 fit.run(lesson.section.steps)

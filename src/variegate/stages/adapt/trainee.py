@@ -21,14 +21,10 @@ from variegate.backends.denoise import Text, stack_texts
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import ModelError, Problem
 from variegate.recipe import AdaptSection
+from variegate.stages.adapt.targets import endings
 from variegate.stages.adapt.tokens import TokenEmbedding, add_tokens, first_rows, grouped, token_names
 
 LORA_NAME = "variegate"
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-TARGETS = {
-    "attention": _ATTENTION,
-    "all": (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2"),
-}
 
 
 @dataclass(slots=True)
@@ -101,14 +97,13 @@ class Trainee:
     def _add_lora(self) -> None:
         from peft import LoraConfig
 
-        section = self.section
-        targets = TARGETS[section.targets] if isinstance(section.targets, str) else section.targets
+        section, targets = self.section, endings(self.section.targets)
         alpha = section.alpha or section.rank
         settings: dict[str, Any] = {"r": section.rank, "lora_alpha": alpha, "lora_dropout": section.dropout}
         try:
             self.unet.add_adapter(LoraConfig(**settings, target_modules=list(targets)), LORA_NAME)
         except ValueError as exc:
-            text = f"no module of the U-Net ends in {', '.join(targets)}"
+            text = f"the U-Net takes no LoRA at {', '.join(targets)} ({str(exc).splitlines()[0]})"
             raise ModelError(
                 Problem("adapt.targets", text, "use to_q, to_k, to_v, to_out.0, proj_in, conv1, ...")
             ) from exc

@@ -5,7 +5,8 @@ A crop is of the user's picture, not of the small square, so it keeps its sharpn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from variegate.backends.devices import in_parts, is_out_of_memory
 from variegate.backends.diffusion import DiffusionBackend
+from variegate.errors import TaskFailed
 from variegate.files import write_atomic
 from variegate.images import load_mask, load_squares
 from variegate.recipe import AdaptSection, DatasetSection
@@ -58,6 +61,25 @@ def read_cached(path: Path) -> dict[str, torch.Tensor] | None:
         return None
 
 
+@contextmanager
+def fitting(doing: str) -> Iterator[None]:
+    """Around what goes in ever smaller parts: raises TaskFailed where memory does not suffice for `doing` with one image."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        reason = f"memory does not suffice for {doing} with one image: {exc}"
+        raise TaskFailed("adapt", f"{reason}; set a lower backend.size_px, or adapt on another device") from exc
+
+
+def encode(backend: DiffusionBackend, pixels: np.ndarray) -> torch.Tensor:
+    """uint8 [N, S, S, 3] to scaled latents, float32 [N, C, h, w]; fewer at a time where memory runs out."""
+    with fitting("encoding"):
+        work = lambda first, last: backend.encode_sources(pixels[first:last])  # noqa: E731
+        return torch.cat(in_parts(work, len(pixels), len(pixels), backend.free_memory))
+
+
 def _encode(
     backend: DiffusionBackend, images: Sequence[RealImage], section: AdaptSection, dataset: DatasetSection, seed: int
 ) -> torch.Tensor:
@@ -69,9 +91,9 @@ def _encode(
         pixels = np.stack(
             [_crop(square, edge, image.id, number, seed) for square, image in zip(squares, images, strict=True)]
         )
-        views.append(backend.encode_sources(pixels))
+        views.append(encode(backend, pixels))
         if section.flip:
-            views.append(backend.encode_sources(np.ascontiguousarray(pixels[:, :, ::-1])))
+            views.append(encode(backend, np.ascontiguousarray(pixels[:, :, ::-1])))
     return torch.stack(views, dim=1).half().contiguous()
 
 

@@ -21,7 +21,7 @@ from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
 from variegate.leaks import encoder_problems
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
-from variegate.records import RealImage, SyntheticImage, seed_from
+from variegate.records import RealImage, SyntheticImage, rounded, seed_from
 from variegate.stages.curate.scores import blank_scores
 from variegate.stages.curate.select import (
     COPY,
@@ -32,10 +32,12 @@ from variegate.stages.curate.select import (
     weigh_by_agreement,
     weigh_copies,
 )
+from variegate.stages.curate.views import views_of
 from variegate.templates import class_text
 
 NAME = "curate"
 _SLICE = 512  # images in memory at a time
+_JUDGED = ("held_out_accuracy", "held_out_low", "chance", "temperature", "ece_before", "ece_after")
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
@@ -165,8 +167,10 @@ def _agreement(
         values: list[float] = []
         with context.reporter.bar("judging", len(images)) as bar:
             for start, pixels in _slices(context.recipe, paths, encoder.size_px):
-                targets = np.array([image.target for image in images[start : start + len(pixels)]], np.int64)
-                values += _opinion(judge, encoder, pixels, targets).tolist()
+                here = images[start : start + len(pixels)]
+                targets = np.array([image.target for image in here], np.int64)
+                views = views_of(pixels, [image.id for image in here], step.views, context.recipe.seed)
+                values += np.mean([_opinion(judge, encoder, view, targets) for view in views], axis=0).tolist()
                 bar.advance(len(pixels))
     return judge, {image.id: value for image, value in zip(images, values, strict=True)}
 
@@ -219,7 +223,8 @@ def _reader(context: Context, step: CurateStep) -> tuple[Encoder, Judge]:
     judge = judge_of_logits(logits, truth, groups)
     if reader.is_pair:  # yes or no of each class: right where a real image gets a yes
         is_right = logits[np.arange(len(truth)), truth] > 0
-        judge = replace(judge, held_out_accuracy=float(is_right.mean()), chance=0.5)
+        right = float(is_right.mean())
+        judge = replace(judge, held_out_accuracy=right, chance=0.5, temperature=1.0, ece_before=None, ece_after=None)
     return reader, judge
 
 
@@ -284,10 +289,9 @@ def _doubt(step: CurateStep, judge: Judge | None) -> str:
 
 
 def _judge_facts(step: CurateStep, judge: Judge | None) -> dict[str, Any]:
-    if judge is None:
-        return {"encoder": step.encoder, "held_out_accuracy": None, "held_out_low": None, "chance": None, "used": False}
-    numbers = {"held_out_accuracy": judge.held_out_accuracy, "held_out_low": judge.held_out_low, "chance": judge.chance}
-    return {"encoder": step.encoder, **{k: round(v, 6) for k, v in numbers.items()}, "used": not judge.is_weak}
+    """What is known of a judge; calibration errors are on held-out real images, without its temperature and with it."""
+    numbers = {name: getattr(judge, name, None) for name in _JUDGED}
+    return {"encoder": step.encoder, **rounded(numbers), "used": judge is not None and not judge.is_weak}
 
 
 def _score_name(step: CurateStep) -> str:
@@ -319,6 +323,9 @@ def _summary(
     for judge in judges:
         if judge["used"]:
             line += f"; judge right on {100 * judge['held_out_accuracy']:.0f} % of held-out real images"
+        if judge["used"] and judge["ece_before"] is not None:
+            before, after = 100 * judge["ece_before"], 100 * judge["ece_after"]
+            line += f", calibration error {before:.1f} % before its temperature and {after:.1f} % after"
     action = {decision.id: decision.action for decision in decisions}
     left = Counter(image.target for image in images if action[image.id] == "keep")
     emptied = sorted({image.target for image in images} - set(left))

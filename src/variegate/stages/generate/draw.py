@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -193,13 +194,15 @@ class SourceLatents:
         return self.groups[group]
 
     def _read_or_encode(self, group: int) -> torch.Tensor:
-        """Two workers may encode the same group at once: they write the same bytes, whole."""
+        """Two workers may encode the same group at once: they write the same bytes, whole. A damaged file is written anew."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file, save
 
         path = self.folder / f"{group:06d}.safetensors"
-        if not path.is_file():
-            first = group * SOURCES_PER_GROUP
-            images = self.setup.sources[first : first + SOURCES_PER_GROUP]
-            squares = np.stack([self.setup.square(image) for image in images])
-            write_atomic(path, save({"latents": self.encode(images, squares).contiguous()}))
+        with suppress(SafetensorError, FileNotFoundError):
+            return load_file(path)["latents"]
+        first = group * SOURCES_PER_GROUP
+        images = self.setup.sources[first : first + SOURCES_PER_GROUP]
+        squares = np.stack([self.setup.square(image) for image in images])
+        write_atomic(path, save({"latents": self.encode(images, squares).contiguous()}))
         return load_file(path)["latents"]

@@ -72,9 +72,11 @@ def request_of(section: LLMSection, wish: Wish, done: Sequence[str], attempt: in
     return request
 
 
-def request_id(request: dict[str, Any]) -> str:
-    """The same for the same question to the same model, whoever serves it."""
-    return content_id(request)
+def request_id(request: dict[str, Any], again: int = 0) -> str:
+    """The same for the same question to the same model, whoever serves it and whatever the recipe's seed, so that kept
+    answers serve runs of other seeds; `again` counts how often the question was asked before without a prompt to show for it.
+    """
+    return content_id({key: value for key, value in request.items() if key != "seed"}, again)
 
 
 def _message(section: LLMSection, wish: Wish, done: Sequence[str]) -> str:

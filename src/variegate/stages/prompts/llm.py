@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from variegate.errors import RecipeError, TaskFailed
+from variegate.errors import Problem, RecipeError, TaskFailed
 from variegate.recipe import LLMSection
 from variegate.records import ClassInfo
 from variegate.stages.prompts.answers import Answer, Answers, NoAnswer
@@ -26,6 +26,12 @@ Ask = Callable[[dict[str, Any]], Answer]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LINGER_S = 1.0  # for answers that are on their way when work ends early
+
+
+def nobody_to_ask(lacking: str) -> Problem:
+    """Kept answers do not suffice, and the recipe names nobody else."""
+    text = f"lacks {lacking}, and neither endpoint nor local says who to ask"
+    return Problem("prompts.llm.cache", text, "name one of them, or keep the prompts.llm keys and classes of its run")
 
 
 class Answerer:
@@ -57,7 +63,7 @@ class Answerer:
 
             return LocalModel(Path(self._section.local).expanduser(), resolve_device(self._device))
         if not self._section.endpoint:
-            raise NoAnswer("prompts.llm.cache lacks an answer, and neither endpoint nor local says who to ask")
+            raise RecipeError(nobody_to_ask("an answer to a later request"))
         from variegate.stages.prompts.endpoint import Endpoint, key_problems
 
         problems = key_problems(self._section)
@@ -119,23 +125,25 @@ class Collector:
         return info, judged, tally
 
     def _fulfil(self, wish: Wish, judged: Judged, tally: Tally) -> None:
-        first = len(judged.texts)
+        first, before, again = len(judged.texts), -1, 0
         for attempt in range(self.section.tries * wish.requests):
             done = judged.texts[first:]
             if len(done) >= wish.count:
                 return
-            reading = read_answer(self._answer(request_of(self.section, wish, done, attempt, self.seed), tally))
+            before, again = len(done), again + 1 if len(done) == before else 0
+            request = request_of(self.section, wish, done, attempt, self.seed)
+            reading = read_answer(self._answer(request, again, tally))
             tally.empty += reading.prompts is None
             tally.loose += reading.prompts is not None and not reading.by_schema
             with self.lock:
                 fits = partial(self.fits, wish.info)
                 judge(reading.prompts or (), wish, judged, first + wish.count, self.names, fits)
 
-    def _answer(self, request: dict[str, Any], tally: Tally) -> str:
-        answer = self.answers.get(request)
+    def _answer(self, request: dict[str, Any], again: int, tally: Tally) -> str:
+        answer = self.answers.get(request, again)
         if answer is None:
             answer = self.ask(request)
-            self.answers.put(request, answer)
+            self.answers.put(request, again, answer)
             tally.asked += 1
         tally.requests += 1
         tally.tokens_in += answer.tokens_in

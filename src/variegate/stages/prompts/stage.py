@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from variegate.backends.adapter import ADAPTER, expand, parts_used, read_adapter, token_vectors
+from variegate.backends.adapter import ADAPTER, adapter_problems, expand, parts_used, read_adapter, token_vectors
 from variegate.backends.base import locate
 from variegate.backends.folder import find_model, model_fingerprint
 from variegate.backends.tokenizers import load_tokenizers
@@ -25,8 +25,8 @@ from variegate.recipe import LLMSection, PromptsSection, Recipe
 from variegate.records import ClassInfo
 from variegate.stages.prompts.answers import FILE as ANSWERS
 from variegate.stages.prompts.answers import Answers, read_answers
-from variegate.stages.prompts.asking import dollars, request_id, request_of, tokens_of, wishes
-from variegate.stages.prompts.llm import Answerer, Collected, Collector, collect
+from variegate.stages.prompts.asking import Wish, dollars, request_id, request_of, tokens_of, wishes
+from variegate.stages.prompts.llm import Answerer, Collected, Collector, collect, nobody_to_ask
 from variegate.stages.prompts.naming import Names
 from variegate.stages.prompts.templates import (
     Lengths,
@@ -105,7 +105,7 @@ def check(
     """
     section = recipe.prompts
     if section.method == "llm":
-        problems = _llm_problems(section.llm, root)
+        problems = _llm_problems(section.llm, root, classes)
     else:
         listed = [list(one) for one in _listed(section, classes).texts]
         places, styles = (_phrases(section, kind, [GROUPS]).phrases for kind in KINDS)
@@ -127,7 +127,7 @@ def estimate(recipe: Recipe, classes: Sequence[ClassInfo]) -> dict[str, Any]:
         return {}
     kept = read_answers(Path(section.cache).expanduser()) if section.cache else {}
     wanted = [wish for info in classes for wish in wishes(section, info)]
-    requests = [request_of(_served(section), wish, (), 0, recipe.seed) for wish in wanted]
+    requests = [_first_request(section, wish) for wish in wanted]
     left = [(one, wish) for one, wish in zip(requests, wanted, strict=True) if request_id(one) not in kept]
     asked = [one for one, wish in left for _ in range(wish.requests)]
     tokens_in, tokens_out = tokens_of(section, asked, sum(wish.count for _, wish in left))
@@ -179,10 +179,19 @@ def _listed(section: PromptsSection, classes: Sequence[ClassInfo]) -> ClassTexts
 def _silent_tokens(recipe: Recipe, material: Material, where: str) -> list[Problem]:
     """Prompts that would not say the learned tokens they are drawn with."""
     silent = [text for text in material.all_texts() if "name" not in placeholders(text)]
-    if not recipe.adapt.has_tokens or not silent:
+    if not silent or not _draws_with_tokens(recipe):
         return []
     text = f"{len(silent):,} prompts never say {{name}}, so the learned tokens would not be drawn with: {silent[0]!r}"
-    return [Problem(where, text, "put {name} where the class is named, or use adapt.method=lora")]
+    without = "an adapter without tokens" if recipe.adapt.method == "file" else "adapt.method=lora"
+    return [Problem(where, text, f"put {{name}} where the class is named, or use {without}")]
+
+
+def _draws_with_tokens(recipe: Recipe) -> bool:
+    """Whether learned tokens stand for the classes; an adapter that cannot be read is refused where it is taken."""
+    if recipe.adapt.method != "file":
+        return recipe.adapt.has_tokens
+    path = Path(str(recipe.adapt.path))
+    return parts_used(recipe.generate.method) != "none" and not adapter_problems(path) and read_adapter(path).has_tokens
 
 
 def _too_long(recipe: Recipe, material: Material) -> list[Problem]:
@@ -206,20 +215,38 @@ def _served(section: LLMSection) -> LLMSection:
     return section.model_copy(update={"model": name})
 
 
-def _llm_problems(section: LLMSection, root: Path | None) -> list[Problem]:
-    """Whoever is to answer cannot: a key, a folder or a file that is missing. A file of answers may make a key needless."""
+def _first_request(section: LLMSection, wish: Wish) -> dict[str, Any]:
+    """What is asked first of a wish; its seed is the recipe's, which neither its id nor its cost depends on."""
+    return request_of(_served(section), wish, (), 0, 0)
+
+
+def _unanswered(section: LLMSection, kept: Collection[str], classes: Sequence[ClassInfo]) -> list[Wish]:
+    """Wishes whose first request no kept answer serves. What comes after depends on the answers."""
+    wanted = [wish for info in classes for wish in wishes(section, info)]
+    return [wish for wish in wanted if request_id(_first_request(section, wish)) not in kept]
+
+
+def _llm_problems(section: LLMSection, root: Path | None, classes: Sequence[ClassInfo]) -> list[Problem]:
+    """Whoever is to answer cannot: a key, a folder or a file that is missing. Kept answers may make a key needless."""
     problems: list[Problem] = []
-    kept = root is not None and (root / ANSWERS).is_file()
-    if section.cache:
+    files = [Path(section.cache).expanduser()] if section.cache else []
+    files += [root / ANSWERS] if root is not None and (root / ANSWERS).is_file() else []
+    kept: set[str] = set()
+    for path in files:
         try:
-            kept = bool(read_answers(Path(section.cache).expanduser())) or kept
+            kept |= set(read_answers(path))
         except UserError as exc:
             problems += exc.problems
+    missing = [] if problems else _unanswered(section, kept, classes)
+    if missing and not section.endpoint and not section.local:
+        one = missing[0]
+        what = f"answers to {len(missing):,} first requests, such as for {one.info.name!r} ({one.context})"
+        problems.append(nobody_to_ask(what))
     if section.local:
         from variegate.stages.prompts.local_model import local_problems
 
         problems += local_problems(Path(section.local).expanduser())
-    if section.endpoint and not kept:
+    if section.endpoint and missing:
         from variegate.stages.prompts.endpoint import key_problems, reach_problems
 
         problems += key_problems(section)

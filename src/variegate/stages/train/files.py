@@ -43,7 +43,8 @@ class Prediction:
 def checkpoint_bytes(progress: Progress, key: str) -> bytes:
     """One file holds everything, so that it is in place whole or not at all."""
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(progress, part).items()}
-    numbers = {name: getattr(progress, name) for name in ("step", "best_step", "best_accuracy", "loss_sum", "log")}
+    names = ("step", "best_step", "best_accuracy", "loss_sum", "seconds", "log")
+    numbers = {name: getattr(progress, name) for name in names}
     return save(tensors, {"progress": json.dumps({"key": key, **numbers})})
 
 

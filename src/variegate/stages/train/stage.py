@@ -20,9 +20,9 @@ from variegate.backends.devices import this_machine
 from variegate.classifier import mixing
 from variegate.classifier.fit import choose_compute, features, rate_of
 from variegate.classifier.models import (
-    check_cosine_head,
     check_model_name,
-    check_parts,
+    check_net,
+    fetch_weights,
     open_classifier,
 )
 from variegate.errors import DataError, ModelError, Problem
@@ -38,8 +38,8 @@ from variegate.stages.train.estimate import estimate
 from variegate.stages.train.files import read_log
 from variegate.stages.train.pools import (
     held_out_keys,
-    near_duplicate_warnings,
     pool_problems,
+    pool_warnings,
     with_pools,
 )
 from variegate.stages.train.work import (
@@ -79,12 +79,15 @@ def _tell(image: SyntheticImage) -> tuple[object, ...]:
 
 
 def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collection[str] = ()) -> None:
-    """Raise ModelError with everything wrong with the classifier's name, weights, last layer or stages; downloads nothing.
+    """Raise ModelError with everything wrong with the classifiers' names, weights, size, last layer or stages.
 
     Raises DataError for pools that cannot be added to data of these `classes` with these held-out images (SHA-256).
+    Fetches published weights that an arm starts from: without them all that is drawn before would wait in vain.
     """
     sections = [recipe.train_of(arm) for arm in recipe.evaluate.arm_sections]
-    problems = list(dict.fromkeys(problem for section in sections for problem in _model_problems(section)))
+    sections = [section for place, section in enumerate(sections) if section not in sections[:place]]
+    size_px = recipe.dataset.size_px
+    problems = list(dict.fromkeys(problem for section in sections for problem in _model_problems(section, size_px)))
     if problems:
         raise ModelError(problems)
     problems = pool_problems(recipe.train.pools, [i.name for i in classes], held_out) if classes else []
@@ -92,12 +95,19 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo] = (), held_out: Collectio
     if problems:
         raise DataError(problems)
     for section in sections:
-        check_parts(section, recipe.dataset.size_px)
+        if section.pretrained is True:
+            fetch_weights(section.model, size_px)
 
 
-def _model_problems(section: TrainSection) -> list[Problem]:
+def _model_problems(section: TrainSection, size_px: int) -> list[Problem]:
     problems = check_model_name(section.model, section.pretrained)
-    return problems or (check_cosine_head(section.model) if section.cosine_scale is not None else [])
+    if problems:
+        return problems
+    try:
+        check_net(section, size_px)
+    except ModelError as exc:
+        return list(exc.problems)
+    return []
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -199,7 +209,7 @@ def _problems(
     ):
         known = {image.id for image in train}
         if not any(image.source in known for image in usable):
-            text = "replace swaps a real image for one made from it, and these were drawn from text alone"
+            text = "replace swaps a real image for one made from it, and these were drawn from text alone or do not tell theirs"
             problems.append(Problem("train.mixing.policy", text, "use pool or concat"))
     return problems
 
@@ -211,7 +221,9 @@ def _real_pixels(recipe: Recipe, folder: RunFolder, images: list[RealImage]) -> 
 
 def _synthetic_images(recipe: Recipe, folder: RunFolder) -> list[SyntheticImage]:
     """Those that were kept, here and in the pools."""
-    return with_pools(folder.synthetic_images(), recipe.train.pools) if _uses_synthetic(recipe) else []
+    if not _uses_synthetic(recipe):
+        return []
+    return with_pools(folder.synthetic_images(), recipe.train.pools, [info.name for info in folder.classes()])
 
 
 def _synthetic_pixels(recipe: Recipe, folder: RunFolder, images: list[SyntheticImage]) -> np.ndarray:
@@ -309,7 +321,7 @@ def _summary(
             "the file at train.pretrained does not tell which images it was made from: it may have seen test images"
         )
     unseen = [image for images in workshop.held_out.values() for image in images]
-    warnings += near_duplicate_warnings(workshop.recipe.train.pools, unseen, workshop.recipe.dataset)
+    warnings += pool_warnings(workshop.recipe.train.pools, unseen, workshop.recipe.dataset)
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,

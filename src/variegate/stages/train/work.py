@@ -17,7 +17,17 @@ import numpy as np
 
 from variegate.backends.devices import Machine
 from variegate.classifier import labels, mixing
-from variegate.classifier.fit import Compute, FitData, Fitted, LabelledImages, fit, predict, settings_of, threads_of
+from variegate.classifier.fit import (
+    Compute,
+    FitData,
+    Fitted,
+    LabelledImages,
+    Progress,
+    fit,
+    predict,
+    settings_of,
+    threads_of,
+)
 from variegate.classifier.models import Classifier, build_model
 from variegate.errors import DataError, Problem, TaskFailed, VariegateError
 from variegate.executors.base import Report
@@ -80,7 +90,7 @@ class Workshop:
 class Trained:
     """A classifier whose files are in place."""
 
-    seconds: float
+    seconds: float  # of all its sessions
 
 
 def threads_for(recipe: Recipe) -> int:
@@ -108,9 +118,10 @@ class TrainWorker:
 
     def __call__(self, task: TrainTask, report: Report) -> Trained:
         """Raises TaskFailed, with a log of its own, where training breaks."""
-        start = time.monotonic()
         with _named(task, self.workshop.root):
-            train(task, self.workshop, report)
+            resume = read_checkpoint(Path(self.workshop.root) / task.folder / CHECKPOINT, task.key)
+            start = time.monotonic() - (resume.seconds if resume else 0.0)
+            train(task, self.workshop, report, resume, start)
         return Trained(round(time.monotonic() - start, 1))
 
     def close(self) -> None:
@@ -130,8 +141,8 @@ def _named(task: TrainTask, root: str) -> Iterator[None]:
         raise TaskFailed(task.name, str(exc) or type(exc).__name__, str(log)) from exc
 
 
-def train(task: TrainTask, workshop: Workshop, report: Report) -> None:
-    """Fit one classifier, from its last checkpoint on, and put its files in place."""
+def train(task: TrainTask, workshop: Workshop, report: Report, resume: Progress | None, start: float) -> None:
+    """Fit one classifier, from its last checkpoint on, and put its files in place; `start` is put back by earlier sessions."""
     section = workshop.recipe.train_of(task.arm)
     classifier = build_model(
         section.model,
@@ -142,7 +153,6 @@ def train(task: TrainTask, workshop: Workshop, report: Report) -> None:
         cosine_scale=section.cosine_scale,
     )
     checkpoint = Path(workshop.root) / task.folder / CHECKPOINT
-    resume = read_checkpoint(checkpoint, task.key)
     if resume:
         report(resume.step)
     fitted = fit(
@@ -152,11 +162,15 @@ def train(task: TrainTask, workshop: Workshop, report: Report) -> None:
         settings_of(section, seed_from(workshop.recipe.seed, "steps", task.seed)),
         workshop.compute,
         resume=resume,
-        save=lambda progress: _put(checkpoint, checkpoint_bytes(progress, task.key), workshop),
+        save=lambda progress: _keep(checkpoint, progress, time.monotonic() - start, task, workshop),
         on_step=lambda step: report(1),
     )
     for name, content in files_of(task, workshop, classifier, fitted).items():
         _put(checkpoint.with_name(name), content, workshop)
+
+
+def _keep(checkpoint: Path, progress: Progress, seconds: float, task: TrainTask, workshop: Workshop) -> None:
+    _put(checkpoint, checkpoint_bytes(replace(progress, seconds=seconds), task.key), workshop)
 
 
 def _put(path: Path, content: bytes, workshop: Workshop) -> None:

@@ -116,15 +116,25 @@ def test_checkpoints_are_pruned_to_two_and_read_back_whole(tmp_path: Path) -> No
     assert same(dict(state.tensors), dict(state_at(500).tensors))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "step", "log", "no digest"])
 def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_used(tmp_path: Path, damage: str) -> None:
     for step in (5, 6):
         newest = write_checkpoint(tmp_path, state_at(step), "key")
-    data = bytearray(newest.read_bytes())
-    data[-3] ^= 4
+    whole = newest.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 4
     newest.write_bytes(
-        {"cut": data[:-20], "flipped": data, "empty": b"", "other": b"no weights at all, but long enough"}[damage]
+        {
+            "cut": whole[:-20],
+            "flipped": flipped,
+            "empty": b"",
+            "other": b"no weights at all, but long enough",
+            "step": whole.replace(rb"\"step\": 6", rb"\"step\": 4"),
+            "log": whole.replace(rb"\"log\": [6]", rb"\"log\": [2]"),
+            "no digest": whole.replace(rb"\"digest\"", rb"\"digits\""),
+        }[damage]
     )
+    assert newest.read_bytes() != whole
     state, notes = read_checkpoint(tmp_path, "key")
     assert state.step == 5
     assert len(notes) == 1 and "step-00000006.safetensors is damaged" in notes[0] and "the one before it" in notes[0]
@@ -255,6 +265,68 @@ def test_a_gradient_that_is_no_number_stops_before_it_harms(tiny_sd: Path) -> No
         assert same(values_of(trainee), before)
 
 
+def spoil(fit: Fit) -> None:
+    """As a step that was far too long leaves the weights."""
+    with torch.no_grad():
+        for parameter in fit.parameters.values():
+            parameter.fill_(1e30)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_weights_that_a_step_has_ruined_are_noticed_before_they_are_kept(tiny_sd: Path, ema: float) -> None:
+    with trainee_of(tiny_sd, ema=ema) as trainee:
+        fit = fit_of(trainee)
+        fit.run(2)
+        fit.check()
+        kept = values_of(trainee)
+        spoil(fit)
+        with pytest.raises(TaskFailed, match=r"the loss at step 2 is (nan|inf); lower adapt\.lr and adapt\.token_lr"):
+            fit.check()
+        with torch.no_grad():
+            for name, value in kept.items():
+                fit.parameters[name].copy_(value)
+        fit.check()
+        if ema:
+            for value in fit.average.values():
+                value.fill_(float("nan"))
+            with pytest.raises(TaskFailed, match="the loss at step 2 is nan"):
+                fit.check()
+
+
+def test_looking_at_the_weights_changes_nothing_that_is_learned(tiny_sd: Path, undisturbed: dict[str, object]) -> None:
+    with trainee_of(tiny_sd, prior={"images": 2}, **FULL) as trainee:
+        fit = full_fit(trainee)
+        for step in range(STEPS):
+            fit.check()
+            fit.run(step + 1)
+        assert fit.progress.log == undisturbed["log"]
+        fit.finish()
+        assert same(values_of(trainee), undisturbed["values"])
+
+
+def test_a_held_out_loss_that_is_no_number_ends_it(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([1.0, float("nan")])
+    with trainee_of(tiny_sd, steps=4, evaluations=2) as trainee:
+        fit = fit_of(trainee, held_out=held_out(trainee))
+        monkeypatch.setattr(fit, "held_out_loss", lambda: next(told))
+        with pytest.raises(TaskFailed, match=r"the held-out loss at step 2 is nan; lower adapt\.lr"):
+            fit.run(4)
+        assert [line["held_out_loss"] for line in fit.progress.log] == [1.0], "no log or adapter.json holds it"
+
+
+def test_an_optimiser_that_does_not_fit_into_memory_ends_it_with_advice(tiny_sd: Path) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with trainee_of(tiny_sd) as trainee:
+        fit = fit_of(trainee)
+        fit.optimizer.step = full
+        with pytest.raises(
+            TaskFailed, match=r"the optimiser at step 0: CUDA out of memory.*adapt\.optimizer=adamw-8bit"
+        ):
+            fit.run(1)
+
+
 # ------------------------------------------------------------------------------------------ averages and stopping
 
 
@@ -282,6 +354,7 @@ def test_early_stop_keeps_the_best_seen(tiny_sd: Path, monkeypatch: pytest.Monke
         seen: list[dict[str, torch.Tensor]] = []
         fit.run(8, on_step=lambda _: seen.append(values_of(trainee)))
         assert fit.progress.stopped and fit.progress.step == 3, "0.7 and 0.6 are two without a better one than 0.5"
+        assert fit.kept_step == 1
         fit.finish()
         assert same(values_of(trainee), seen[0])
 
@@ -431,3 +504,33 @@ def test_a_team_learns_what_one_process_learns(tiny_sd: Path, size: int, monkeyp
             [line["held_out_loss"] for line in log], rel=1e-3
         )
         assert same(values, found[0][1]), "every member holds the same weights"
+
+
+def test_a_helper_says_aloud_what_only_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process cannot see that another one's memory ran out."""
+    from variegate.backends.diffusion import DiffusionBackend
+    from variegate.stages.adapt import fit, team, trainee
+
+    class Helper(Team):
+        def tell(self, message: Any) -> Any:
+            return lessons.pop() if lessons else None
+
+    class Shrinking:
+        def __init__(self, *_: object, say: Callable[[str], None], **__: object) -> None:
+            self.say = say
+
+        def restore(self, *_: object, **__: object) -> None:
+            self.say("memory ran out at step 0: 2 images at a time now")
+
+        def run(self, *_: object) -> None:
+            pass
+
+    section = AdaptSection(method="tokens", steps=1)
+    lessons, said = [team.Lesson(section, (), (), 0, 0, None, None, State(0, {}), True)], []  # type: ignore[arg-type]
+    monkeypatch.setattr(team, "join", lambda device: Helper(1, 2))
+    monkeypatch.setattr(DiffusionBackend, "open", lambda spec: nullcontext())
+    monkeypatch.setattr(trainee, "Trainee", lambda *_: None)
+    monkeypatch.setattr(fit, "Fit", Shrinking)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    assert team.help_out(Recipe(adapt=section, generate=GenerateSection(method="ti-gen")), said.append) == 1
+    assert said == ["adapt: process 1: memory ran out at step 0: 2 images at a time now"]

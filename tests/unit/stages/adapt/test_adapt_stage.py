@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ import torch
 from adapting import NAMES, file_bytes, learn, make_run, put_bytes, recipe_of, same, weights
 from pydantic import ValidationError
 
+from variegate import pipeline
 from variegate.backends.adapter import read_adapter
-from variegate.errors import ModelError, RunFolderError, TaskFailed
+from variegate.backends.tokenizers import load_tokenizers
+from variegate.errors import DataError, ModelError, RunFolderError, TaskFailed
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
 from variegate.recipe import AdaptSection, GenerateSection, PromptsSection, Recipe
@@ -59,7 +63,7 @@ def plain(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def full(model: Path, **changes: object) -> Recipe:
+def full(model: Path, /, **changes: object) -> Recipe:
     """Previews and held-out losses are only looked at: the weights are the same without."""
     return recipe_of(model, **{"vectors": 2, "steps": 6, "checkpoints": 6, **changes})
 
@@ -133,8 +137,6 @@ def test_sdxl_learns_tokens_for_both_encoders(tiny_sdxl: Path, opened: Make) -> 
 
 def test_fp16_never_trains(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an older GPU the backend draws in fp16; gradients would vanish there."""
-    from dataclasses import replace
-
     from variegate.stages.adapt import material
 
     resolve = material.resolve_backend
@@ -315,6 +317,39 @@ def test_prior_images_are_drawn_once_and_change_the_result(tiny_sd: Path, finish
     assert file_bytes(folder.root) != file_bytes(finished)
 
 
+@pytest.mark.parametrize(
+    ("superclass", "told"),
+    [
+        ("", ["a photo of a cat", "a photo of a dog", "a photo of a red owl", "a photo of a cat"]),
+        ("owl", ["a photo of a owl"] * 4),
+    ],
+)
+def test_prior_images_are_dealt_over_the_classes_own_words(
+    tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch, superclass: str, told: list[str]
+) -> None:
+    """Never over the learned tokens: they are images of the model as it was."""
+    from variegate.backends.diffusion import DiffusionBackend
+
+    drawn, learned, original, init = [], [], DiffusionBackend.draw, Fit.__init__
+    monkeypatch.setattr(DiffusionBackend, "draw", lambda self, prompts, *rest, **more: drawn.extend(prompts) or original(
+        self, prompts, *rest, **more))  # fmt: skip
+    monkeypatch.setattr(Fit, "__init__", lambda self, *values, **more: learned.extend(values[4].captions) or init(
+        self, *values, **more))  # fmt: skip
+    learn(opened(), full(tiny_sd, prior={"images": 4, "text": "a photo of a {name}"}, superclass=superclass, steps=1))
+    assert drawn == told and learned == [[text] for text in told]
+
+
+def test_a_damaged_cache_of_prior_images_is_drawn_again(tiny_sd: Path, opened: Make) -> None:
+    folder, recipe = opened(), full(tiny_sd, prior={"images": 3}, steps=1)
+    learn(folder, recipe)
+    wanted = file_bytes(folder.root)
+    shutil.rmtree(folder.root / FOLDER)
+    for path in (folder.root / "cache/adapt").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    learn(folder, recipe)
+    assert file_bytes(folder.root) == wanted
+
+
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(
     tiny_sd: Path, finished: Path, opened: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,11 +392,11 @@ def test_a_full_disk_during_a_checkpoint_is_explained_and_gone_on_from(
 def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(
     tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses, count = Fit._losses, [0]
+    losses = Fit._losses
 
     def sick(self: Fit, *values: object) -> torch.Tensor:
-        count[0] += 1
-        return losses(self, *values) * (float("nan") if count[0] > 3 else 1.0)
+        is_sick = self.progress.step == 3 and torch.is_grad_enabled()
+        return losses(self, *values) * (float("nan") if is_sick else 1.0)
 
     folder = opened()
     recipe = full(tiny_sd)
@@ -372,6 +407,55 @@ def test_a_bad_loss_names_the_step_and_the_last_good_checkpoint(
     monkeypatch.undo()
     learn(folder, recipe)
     assert all(torch.isfinite(value).all() for value in weights(folder.root).values())
+
+
+# ------------------------------------------------------------------------------------------ stopped early
+
+
+def test_what_is_shown_and_said_after_an_early_stop_is_of_the_weights_that_are_kept(
+    tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, shown = iter([1.0, 0.5, 0.7, 0.6]), []
+    draw = learning.draw_preview
+    monkeypatch.setattr(Fit, "held_out_loss", lambda self: next(told))
+    monkeypatch.setattr(learning, "draw_preview", lambda trainee, plan: shown.append(
+        trainee.learned_tokens()[0]["<class_0>"].clone()) or draw(trainee, plan))  # fmt: skip
+    folder = opened()
+    summary = learn(folder, full(tiny_sd, steps=8, evaluations=8, early_stop=2, previews=4))
+    assert summary["steps"] == 3 and "held-out loss 1.0000 -> 0.5000, that of step 1, which is kept" in summary["line"]
+    kept = weights(folder.root)["learned_embeds.safetensors/<class_0>"]
+    assert torch.equal(shown[-1], kept) and not torch.equal(shown[0], kept)
+    names = sorted(path.name for path in (folder.root / "adapt").glob("preview*.png"))
+    assert names == ["preview-000001.png", "preview-000002.png", "preview.png"], "2: on the way, by its own step"
+    assert (folder.root / "adapt/preview.png").read_bytes() == (folder.root / "adapt/preview-000001.png").read_bytes()
+    assert read_adapter(folder.root / "adapt").scores["held_out_step"] == 1
+
+
+def test_stopped_and_run_again_the_best_is_shown_as_well(
+    tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fit, "held_out_loss", lambda self: 1.0 + abs(self.progress.step - 2))
+    recipe = full(tiny_sd, evaluations=6, early_stop=9, previews=2)
+    whole, folder = opened("whole"), opened()
+    learn(whole, recipe)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 4)
+        with pytest.raises(Stopped):
+            learn(folder, recipe)
+    assert learn(folder, recipe)["scores"]["held_out_step"] == 2
+    found = [{path.name: path.read_bytes() for path in (one.root / "adapt").glob("*.*")} for one in (whole, folder)]
+    assert found[0] == found[1] and "preview-000002.png" in found[0]
+
+
+def test_early_stop_without_a_validation_image_is_refused_before_anything_is_encoded(
+    tiny_sd: Path, opened: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "encode_views", lambda *_, **__: pytest.fail("encoded"))
+    folder = opened(splits={"train": 2, "val": 0, "test": 1})
+    with pytest.raises(
+        DataError, match=r"adapt\.early_stop: watches the held-out loss and there is no validation image"
+    ):
+        learn(folder, full(tiny_sd, evaluations=2, early_stop=2))
 
 
 # ------------------------------------------------------------------------------------------ each class alone
@@ -552,6 +636,9 @@ def test_strategies_and_adapters_that_do_not_go_together(adapt: dict, generate: 
         ({"method": "tokens", "path": "x"}, "method file and path go together"),
         ({"method": "lora", "joint": False}, "joint: false is for method tokens"),
         ({"method": "tokens", "early_stop": 2, "evaluations": 0}, "early_stop watches the held-out loss"),
+        ({"method": "tokens", "early_stop": 2, "joint": False}, "early_stop watches one held-out loss of all classes"),
+        ({"method": "tokens", "prior": {"text": "a {caption}"}}, "uses unknown {caption}; known: name"),
+        ({"method": "tokens", "prior": {"text": "a {name"}}, "unbalanced brace"),
         ({"method": "tokens", "init": "  "}, "init is empty"),
         ({"method": "tokens", "vectors": 0}, "greater than or equal to 1"),
     ],
@@ -562,8 +649,6 @@ def test_sections_that_make_no_sense(section: dict, said: str) -> None:
 
 
 def test_masks_need_a_table_or_the_meadow(tiny_sd: Path) -> None:
-    from variegate.errors import DataError
-
     recipe = full(tiny_sd, mask="foreground", init="random")
     stage.check(recipe, [])
     digits = recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"path": "builtin:digits"})})
@@ -578,10 +663,10 @@ def test_a_class_balanced_run_sees_small_classes_as_often(
     seen: list[int] = []
     losses = Fit._losses
 
-    def counted(self: Fit, views, batch):  # noqa: ANN001, ANN202
-        if len(views) == 12:
+    def counted(self: Fit, views, batch, *rest):  # noqa: ANN001, ANN002, ANN202
+        if len(views) == 12 and torch.is_grad_enabled():
             seen.extend(labels[image] for image in batch.image)
-        return losses(self, views, batch)
+        return losses(self, views, batch, *rest)
 
     monkeypatch.setattr(Fit, "_losses", counted)
     shares = {}
@@ -599,14 +684,24 @@ def test_a_class_balanced_run_sees_small_classes_as_often(
     assert shares[0.0] == pytest.approx(1 / 6, abs=0.05) and shares[1.0] == pytest.approx(1 / 2, abs=0.05)
 
 
-def test_the_stage_runs_again_only_where_its_files_are_gone(tiny_sd: Path, finished: Path) -> None:
-    """What the pipeline asks: every artefact is there."""
-    with RunFolder.create(finished) as folder:
-        names = folder.artefacts("adapt").values()
-        assert names and all(folder.path(name).is_file() for name in names)
-        assert stage.run(Context(recipe_of(tiny_sd, method="none"), folder, QuietReporter()))["line"].startswith(
-            "nothing"
-        )
+def test_the_stage_runs_again_only_where_its_files_are_gone(
+    tiny_sd: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures are no part of the adapter; every file that is drawn with is."""
+    root, ran, run = shutil.copytree(finished, tmp_path / "run"), [], stage.run
+    monkeypatch.setattr(pipeline, "STAGES", ("adapt",))
+    monkeypatch.setattr(stage, "run", lambda context: ran.append(1) or run(context))
+    with RunFolder.create(root) as folder:
+        context = Context(full(tiny_sd, previews=2, evaluations=3), folder, QuietReporter())
+        pipeline.run_stages(context, "adapt")
+        (root / "adapt/preview.png").unlink()
+        pipeline.run_stages(context, "adapt")
+        assert len(ran) == 1
+        for count, name in enumerate(("adapter.json", *file_bytes(finished)), start=2):
+            (root / "adapt" / name).unlink()
+            pipeline.run_stages(context, "adapt")
+            assert len(ran) == count and file_bytes(root) == file_bytes(finished)
+            assert (root / "adapt/adapter.json").is_file()
 
 
 def test_previews_of_an_earlier_adapter_are_not_taken_for_the_present_ones(tiny_sd: Path, tmp_path: Path) -> None:
@@ -618,3 +713,117 @@ def test_previews_of_an_earlier_adapter_are_not_taken_for_the_present_ones(tiny_
         assert (folder.root / "adapt/preview.png").read_bytes() != first
         learn(folder, recipe_of(tiny_sd, previews=0, seed=6))
         assert [path.name for path in (folder.root / "adapt").glob("preview*")] == ["preview_mine.png"]
+
+
+# ------------------------------------------------------------------------------------------ refused before anything slow
+
+
+def check(recipe: Recipe, names: Sequence[str] = NAMES, descriptions: Sequence[str] = ("", "", "")) -> None:
+    stage.check(recipe, [ClassInfo(k, *pair) for k, pair in enumerate(zip(names, "012", descriptions, strict=True))])
+
+
+def test_captions_too_long_to_say_the_learned_tokens_are_refused(tiny_sd: Path, opened: Make) -> None:
+    """The tiny model reads 16 tokens, the first and the last of them its own."""
+    check(full(tiny_sd, vectors=4, prompts={"text": "a photo of a red {name}"}))
+    with pytest.raises(ModelError, match=r"prompts\.text: in 3 of 3 captions learned tokens lie behind the first 16"):
+        check(full(tiny_sd, vectors=12, prompts={"text": "a photo of a {name}"}))
+    recipe = full(tiny_sd, prompts={"text": "{caption} {name}"})
+    check(recipe)
+    folder, long = opened(), "a red owl in the snow on a blue cat in the forest of the"
+    put_captions(folder, long)
+    with pytest.raises(DataError, match=r"in 9 of 12 captions learned tokens lie behind .*say {name} earlier"):
+        learn(folder, recipe)
+    assert not (folder.root / "adapt").exists()
+
+
+def test_words_that_the_model_does_not_read_while_learning_are_warned_of(tiny_sd: Path, opened: Make) -> None:
+    folder = opened()
+    put_captions(folder, "a red owl in the snow on a blue cat in the forest of the")
+    summary = learn(folder, full(tiny_sd, steps=1, prompts={"text": "{name} {caption}"}))
+    [warning] = summary["warnings"]
+    assert "the model reads only the first 16 tokens, for example '<class_1> a red owl" in warning
+    assert warning in summary["line"]
+
+
+def put_captions(folder: RunFolder, text: str) -> None:
+    images = [
+        replace(i, caption=f"{text} {i.split} {k}" if i.split == "train" else "cat")
+        for k, i in enumerate(folder.real_images())
+    ]
+    folder.put_dataset(folder.classes(), images)
+
+
+@pytest.mark.parametrize("method", ["lora", "tokens"])
+def test_what_is_learned_on_a_model_of_another_shape_cannot_be_carried_over(
+    tiny_sd: Path, tiny_sdxl: Path, method: str
+) -> None:
+    said = {
+        "lora": "the U-Nets of .* differ in shape, so a LoRA cannot pass",
+        "tokens": r"has one text encoder \(32 wide\) and .* has 2 text encoders \(32 and 32 wide\)",
+    }
+    with pytest.raises(ModelError, match=rf"adapt\.model: .*{said[method]}"):
+        check(full(tiny_sdxl, model=str(tiny_sd), method=method))
+
+
+def test_a_parent_and_a_model_with_another_unet_of_its_shape_go_together(tiny_sd: Path, tmp_path: Path) -> None:
+    """As SwiftBrush is given: the parent's model, and a folder or a file of the U-Net that draws."""
+    from tiny_models import build_sd
+
+    other = build_sd(tmp_path / "other", seed=4) / "unet"
+    file = shutil.copyfile(next(other.glob("*.safetensors")), tmp_path / "unet.safetensors")
+    for unet in (other, file):
+        check(full(tiny_sd, model=str(tiny_sd), backend={"unet": str(unet)}))
+
+
+def test_lora_targets_that_cannot_be_adapted_are_refused_with_the_reason(tiny_sd: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        check(full(tiny_sd, targets=["to_q", "norm1", "to_quux"]))
+    assert "no module of the U-Net ends in to_quux" in str(caught.value)
+    assert "norm1: layers with one weight a channel, as those that normalise, take no LoRA" in str(caught.value)
+
+
+def test_a_vocabulary_that_has_the_learned_words_already_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_sd, tmp_path / "model")
+    tokenizer = load_tokenizers(model)[0]
+    tokenizer.add_tokens(["<class_1>"])
+    tokenizer.save_pretrained(model / "tokenizer")
+    with pytest.raises(ModelError, match="<class_1> is a word of the vocabulary of .*use the base model"):
+        check(full(model))
+    check(full(model, method="lora"))
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptions", "text", "said"),
+    [
+        (("Cat", "cat", "owl"), ("", "", ""), "a {name}", "lora is told 'Cat' and 'cat' in the same words: 'a cat'"),
+        (
+            ("red_owl", "dog", "red owl"),
+            ("", "", ""),
+            "a {name}",
+            "lora is told 'red_owl' and 'red owl' in the same words",
+        ),
+        (("cat", "dog", "  "), ("", "", ""), "a {name}", "1 of them tokenise to nothing, for example '  '"),
+        (
+            ("a", "b", "c"),
+            ("red owl", "red owl", "cat"),
+            "a {description}",
+            "lora is told 'a' and 'b' in the same words",
+        ),
+        (("Cat", "cat", "owl"), ("red", "blue", ""), "a {name}, {description}", ""),
+        (("Cat", "cat", "owl"), ("", "", ""), "a photo", ""),
+    ],
+)
+def test_classes_that_a_lora_could_not_tell_apart_are_refused(
+    tiny_sd: Path, names: tuple[str, ...], descriptions: tuple[str, ...], text: str, said: str
+) -> None:
+    recipe = full(tiny_sd, method="lora", prompts={"text": text})
+    with pytest.raises(ModelError, match=said) if said else nullcontext():
+        check(recipe, names, descriptions)
+
+
+def test_a_scheduler_that_predicts_something_else_is_refused(tiny_sd: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_sd, tmp_path / "model")
+    path = model / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "flow_prediction"}))
+    with pytest.raises(ModelError, match="says prediction_type flow_prediction, which this cannot teach"):
+        check(full(model))

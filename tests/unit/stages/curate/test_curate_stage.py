@@ -164,6 +164,27 @@ def test_agreement_below_one_half_weighs_an_image_down(judged) -> None:
     assert min(image.weight for image in kept) < 1.0
 
 
+def test_several_views_give_one_opinion_that_a_restart_repeats(judged) -> None:
+    """DIAGen weighs by the mean over five views; the whole image is one of ours."""
+    context, summary = judged(agreement(policy="weight", views=5), is_blind=False)
+    five = context.folder.scores("class-agreement")
+    stage.run(context)
+    assert context.folder.scores("class-agreement") == five and summary["judges"][0]["used"]
+    context, _ = judged(agreement(policy="weight"), is_blind=False)
+    single = context.folder.scores("class-agreement")
+    assert five != single
+    assert all(one / 5 - 1e-6 <= five[name] <= (one + 4) / 5 + 1e-6 for name, one in single.items())
+
+
+def test_the_judges_calibration_is_told(judged) -> None:
+    """DIAGen prints its temperature and the calibration error before and after, on held-out images."""
+    _, summary = judged(agreement(policy="weight"), is_blind=False)
+    (judge,) = summary["judges"]
+    assert judge["temperature"] > 0 and 0 <= judge["ece_after"] <= 1
+    before, after = (f"{100 * judge[key]:.1f} %" for key in ("ece_before", "ece_after"))
+    assert f"calibration error {before} before its temperature and {after} after" in summary["line"]
+
+
 def test_habitats_that_all_classes_share_do_not_bind_images_together(coloured_run, monkeypatch) -> None:
     seen: list[set[str]] = []
     monkeypatch.setattr(stage, "train_judge", lambda features, labels, groups, *, seed: seen.append(set(groups)))
@@ -206,7 +227,7 @@ def test_no_synthetic_images_is_no_trouble(coloured_run, drawing_model: Path) ->
     assert stage.run(context)["line"] == "0 in, 0 kept, 0 dropped"
 
 
-@pytest.mark.parametrize("key", [{"policy": "weight"}, {"drop_below": 0.1}, {"encoder": "clip:x"}])
+@pytest.mark.parametrize("key", [{"policy": "weight"}, {"drop_below": 0.1}, {"encoder": "clip:x"}, {"views": 5}])
 def test_keys_that_blank_would_ignore_are_refused(coloured_run, key: dict) -> None:
     with pytest.raises(RecipeError, match="has no effect on blank"):
         stage.check(coloured_run(curate=[BLANK | key]).recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from variegate.judge import Judge, class_agreement, train_judge
+from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
 from variegate.stages.curate.scores import BLANK_BELOW, blank_scores
 
 EDGE = 64
@@ -116,6 +116,16 @@ def test_a_judge_that_guesses_is_weak() -> None:
 def test_a_judge_has_to_be_clearly_better_than_chance(accuracy, num_tested, chance, is_weak) -> None:
     judge = Judge(None, 1.0, np.arange(2), accuracy, num_tested, chance)  # type: ignore[arg-type]
     assert judge.is_weak == is_weak
+
+
+def test_the_temperature_mends_a_judge_that_is_too_sure() -> None:
+    """A classifier that is right in seven of ten and says 99.97 % each time: off by 0.3, and by nothing once calibrated."""
+    labels = np.arange(60) % 2
+    said = np.where(np.arange(60) % 10 < 7, labels, 1 - labels)
+    logits = 8.0 * np.eye(2)[said]
+    judge = judge_of_logits(logits, labels, list(map(str, range(60))))
+    assert judge.ece_before == pytest.approx(0.3, abs=0.01)
+    assert judge.ece_after == pytest.approx(0.0, abs=0.01)
 
 
 def test_mirror_images_do_not_flatter_the_judge() -> None:

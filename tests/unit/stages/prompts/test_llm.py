@@ -16,7 +16,7 @@ from variegate.errors import RecipeError, TaskFailed
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
 from variegate.recipe import LLMSection, Recipe
-from variegate.records import ClassInfo
+from variegate.records import ClassInfo, content_id
 from variegate.stages.prompts.asking import Judged, Wish, judge, read_answer, wishes
 from variegate.stages.prompts.naming import Names, with_slot
 from variegate.stages.prompts.stage import check, estimate, run
@@ -42,10 +42,14 @@ class Teller(QuietReporter):
 def ask(drawing: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run the prompts stage in a run folder; gives texts of each class, the summary and what was said."""
 
-    def call(out: str = "run", classes: list[ClassInfo] = CLASSES, **llm: Any) -> dict[str, Any]:
+    def call(out: str = "run", classes: list[ClassInfo] = CLASSES, seed: int = 0, **llm: Any) -> dict[str, Any]:
         section = {"model": "tiny", "per_class": 4, "parallel": 2, **llm}
         recipe = Recipe.model_validate(
-            {"backend": {"model": str(drawing), "device": "cpu"}, "prompts": {"method": "llm", "llm": section}}
+            {
+                "seed": seed,
+                "backend": {"model": str(drawing), "device": "cpu"},
+                "prompts": {"method": "llm", "llm": section},
+            }
         )
         teller = Teller()
         with RunFolder.create(tmp_path / out) as folder:
@@ -283,8 +287,41 @@ def test_kept_answers_repeat_a_run_without_a_server(ask: Callable[..., dict[str,
     assert len((tmp_path / "again/prompts/llm.jsonl").read_text().splitlines()) == len(answers.read_text().splitlines())
     third = ask("third", cache=str(tmp_path / "again/prompts/llm.jsonl"), endpoint=server.url)  # its server is gone
     assert third["raw"] == first["raw"]
-    with pytest.raises(TaskFailed, match="lacks an answer, and neither endpoint nor local"):
+    with pytest.raises(RecipeError, match="lacks an answer to a later request, and neither .* name one of them"):
         ask("fourth", cache=str(answers), about="in winter")
+
+
+def test_kept_answers_serve_every_seed_and_files_with_the_seed_in_their_ids(
+    ask: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Every draw of a comparison has a seed of its own."""
+
+    def slow(number: int, body: dict[str, Any]) -> str | None:
+        return "no list" if number <= 2 else json.dumps({"prompts": prompts(body)[:3]})
+
+    with ChatServer(slow) as server:
+        first = ask(endpoint=server.url, parallel=1)
+    answers = tmp_path / "run" / "prompts" / "llm.jsonl"
+    assert ask("other seed", cache=str(answers), seed=7)["raw"] == first["raw"]
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len({json.dumps(row["request"]["messages"]) for row in rows}) == len(rows) - 2, "asked three times"
+    old = [row | {"id": content_id(row["request"])} for row in rows]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in [*old, old[0]]))
+    assert ask("old file", cache=str(answers), seed=8)["raw"] == first["raw"]
+
+
+def test_a_cache_that_does_not_serve_the_recipe_is_refused_before_anything_slow(
+    drawing: Path, tmp_path: Path, ask: Callable[..., dict[str, Any]]
+) -> None:
+    with ChatServer() as server:
+        ask(endpoint=server.url, model="m", per_class=10)
+    cache = str(tmp_path / "run" / "prompts" / "llm.jsonl")
+    check(recipe_for(drawing, cache=cache), CLASSES, 3, 0, tmp_path / "new")
+    with pytest.raises(RecipeError, match=r"lacks answers to 4 first requests, such as for 'car' \(uncommon\)"):
+        check(recipe_for(drawing, cache=cache, contexts=["usual", "uncommon"], per_class=20), CLASSES, 3, 0)
+    elsewhere = recipe_for(drawing, cache=cache, endpoint="https://api.example.com/v1", about="in winter")
+    with pytest.raises(RecipeError, match="environment variable OPENAI_API_KEY"):
+        check(elsewhere, CLASSES, 3, 0)
 
 
 def test_many_prompts_come_in_several_requests(ask: Callable[..., dict[str, Any]]) -> None:
@@ -360,7 +397,7 @@ def test_a_missing_key_is_found_before_anything_slow_and_kept_answers_need_none(
     ):
         check(recipe, CLASSES, 3, 0)
     with ChatServer() as server:
-        ask(endpoint=server.url)
+        ask(endpoint=server.url, model="m", per_class=10)
         check(recipe_for(drawing, endpoint=server.url), CLASSES, 3, 0)  # this machine asks for no key
     check(recipe, CLASSES, 3, 0, tmp_path / "run")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,32 @@ def test_a_file_that_tells_one_class_about_another_is_warned_of(tiny_sd_long: Pa
 def test_keys_that_would_be_for_nothing_are_refused(prompts: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Recipe.model_validate({"prompts": prompts})
+
+
+@pytest.mark.parametrize(
+    ("holds", "strategy", "said"),
+    [("tokens+lora", "diff-gen", True), ("tokens", "ti-gen", True), ("lora", "diff-gen", False)],
+)
+def test_prompts_that_never_say_the_tokens_of_a_taken_adapter_are_refused(
+    tiny_sd: Path, tmp_path: Path, holds: str, strategy: str, said: bool
+) -> None:
+    import torch
+
+    from variegate.backends.adapter import AdapterFacts, write_adapter
+
+    names = ("<class_0>", "<class_1>") if "tokens" in holds else ()
+    tokens = [{name: torch.ones(1, 32) for name in names}] if names else []
+    lora = {"unet.x.lora_A.weight": torch.ones(1, 1)} if "lora" in holds else None
+    write_adapter(tmp_path, AdapterFacts(holds, ("red_owl", "{cat} {}"), names), tokens, lora)
+    recipe = Recipe.model_validate(
+        {**recipe_of(tiny_sd, text=["a photo of {description}", "{name}"]).model_dump(),
+         "adapt": {"method": "file", "path": str(tmp_path)}, "generate": {"method": strategy}}
+    )  # fmt: skip
+    with (
+        pytest.raises(RecipeError, match="1 prompts never say {name}.*an adapter without tokens")
+        if said
+        else nullcontext()
+    ):
+        check(recipe, CLASSES, 4, 0)
+    (tmp_path / "adapter.json").write_text("{}")
+    check(recipe, CLASSES, 4, 0)  # what is wrong with an adapter is said where it is taken

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from variegate.errors import DataError
+from variegate.files import file_sha256
+from variegate.images import encode_image
+from variegate.importers import import_artefact
 from variegate.pipeline import Context
 from variegate.recipe import Recipe, written_out
 from variegate.recipe_file import dump_recipe
 from variegate.stages.train import stage, work
+from variegate.stages.train.pools import pool_warnings
 
 Run = Callable[..., Context]
 
@@ -138,3 +143,78 @@ def test_other_classes_other_folders_and_empty_runs_are_all_named_at_once(
     assert "has no kept synthetic image" in text
     assert "is no run folder" in text
     assert len(caught.value.problems) == 3
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Diff-Mix's images of blue and green, one moved from blue to green by a quarter, as import writes them."""
+    rng = np.random.default_rng(0)
+    rows = [("blue", "blue", 0.7), ("blue", "green", 0.25), ("green", "green", 0.5)]
+    lines = ["First Directory,Second Directory,Number,Strength,Path"]
+    for number, (source, target, strength) in enumerate(rows):
+        path = tmp_path / "set" / "data" / source / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_image(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), "png"))
+        lines.append(f"{source},{target},{number},{strength},{source}/{number}.png")
+    (tmp_path / "set" / "meta.csv").write_text("\n".join(lines) + "\n")
+    import_artefact(tmp_path / "set", tmp_path / "table")
+    return tmp_path / "table"
+
+
+def with_table(coloured_run: Run, *tables: Path, **changes: dict) -> Context:
+    pools = [str(one) for one in tables]
+    return coloured_run("run", train={"pools": pools}, **changes)
+
+
+def test_an_imported_table_is_learned_from_with_its_soft_labels(coloured_run: Run, table: Path) -> None:
+    context = with_table(coloured_run, table, table, generate={"method": "none"}, evaluate={"seeds": 1})
+    with context.folder.transaction() as db:
+        db.execute("DELETE FROM plan")
+    stage.check(context.recipe, context.folder.classes())
+    workshop = stage._open_workshop(context.recipe, context.folder)
+    assert [image.target for image in workshop.synthetic] == [0, 1, 1], "a table that is named twice counts once"
+    moved = work.fit_data(context.recipe.train, workshop).synthetic.targets[1]
+    even = (1 - 0.1) * np.array([0.5, 0.5, 0.0]) + 0.1 / 3  # sqrt(0.25) of the mass moved; smoothing 0.1
+    assert moved == pytest.approx(even, abs=1e-6)
+    summary = stage.run(context)
+    assert context.folder.path("train/real-synthetic/seed-0/model.safetensors").is_file()
+    assert f"{table} does not tell which real images it was made from" in summary["line"]
+
+
+def test_a_table_with_another_picture_or_label_trains_again(coloured_run: Run, table: Path) -> None:
+    context = with_table(coloured_run, table)
+    found = [stage.found(context)]
+    rows = (table / "metadata.jsonl").read_text()
+    (table / "metadata.jsonl").write_text(rows.replace('"strength": 0.25', '"strength": 0.5'))
+    found.append(stage.found(context))
+    (table / "images" / "blue" / "0.png").write_bytes(encode_image(np.zeros((16, 16, 3), np.uint8), "png"))
+    found.append(stage.found(context))
+    assert len(set(found)) == 3
+
+
+def test_tables_of_other_classes_gone_images_and_test_images_are_refused(coloured_run: Run, table: Path) -> None:
+    context = with_table(coloured_run, table)
+    classes = context.folder.classes()
+    with pytest.raises(DataError, match="1 images of .*table are validation or test images here, such as 0.png"):
+        stage.check(context.recipe, classes, {file_sha256(table / "images" / "blue" / "0.png")})
+    with pytest.raises(DataError, match=r"has the class 'blue', and the data have not .* --classes FILE"):
+        stage.check(context.recipe, classes[1:])
+    (table.parent / "set" / "data" / "blue" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"1 of its 3 images are gone, such as .*blue/0.png"):
+        stage.check(context.recipe, classes)
+    (table / "metadata.jsonl").write_text('{"file_name": 3}\n')
+    with pytest.raises(DataError, match=r"metadata.jsonl line 1: is no row of an image table"):
+        stage.check(context.recipe, classes)
+
+
+def test_nearly_the_same_picture_as_a_test_image_is_said(coloured_run: Run, table: Path) -> None:
+    """DiffuseMix's blends of a test image are not that image, so their bytes tell nothing."""
+    context = with_table(coloured_run, table)
+    held_out = context.folder.real_images("test")
+    with Image.open(held_out[0].path) as image:
+        image.resize((32, 32)).save(table / "images" / "blue" / "0.png")
+    said = pool_warnings(context.recipe.train.pools, held_out, context.recipe.dataset)
+    assert any("1 images of or behind" in text and "0.png" in text for text in said)

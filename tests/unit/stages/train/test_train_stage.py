@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from variegate.backends.devices import Machine
 from variegate.classifier import fit as fitting
@@ -255,23 +256,37 @@ def test_a_mistyped_model_stops_before_anything_is_read(coloured_run) -> None:
         stage.check(coloured_run(train={"model": "resnet-smal"}).recipe)
 
 
+def weights_for(train: dict, folder: Path) -> dict:
+    """With a file of weights where only some of the net is to learn; a check does not open it."""
+    if "mode" not in train:
+        return train
+    save_file({}, folder / "w.safetensors")
+    return train | {"pretrained": str(folder / "w.safetensors")}
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
         ({"mode": "last-stages", "last_stages": 5}, r"5 of the last stages should learn and ResNetSmall has 4"),
         ({"mode": "last-stages", "model": "vgg11"}, r"has no stages or blocks"),
         ({"mix": "manifold-mixup", "model": "vgg11"}, r"has no stages or blocks"),
+        ({"model": "inception_v3"}, r"inception_v3 cannot learn from 2 images of 16 px: .* raise dataset.size_px"),
+        ({"model": "deit_tiny_distilled_patch16_224", "loss": "ldam"}, r"ends in Linear and Linear, and train.loss"),
+        ({"model": "qwen3_vit_88m_enc"}, r"has no last layer of its own"),
+        ({"model": "resnet10t", "pretrained": True}, r"the weights of resnet10t could not be fetched.*go online once"),
     ],
 )
-def test_stages_that_a_net_has_not_stop_the_run_before_it_starts(coloured_run, train: dict, message: str) -> None:
+def test_nets_that_do_not_fit_stop_the_run_before_it_starts(
+    coloured_run, tmp_path: Path, train: dict, message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
-        stage.check(coloured_run(train=train).recipe)
+        stage.check(coloured_run(train=weights_for(train, tmp_path)).recipe)
 
 
 @pytest.mark.parametrize("model", ["preact-resnet18", "resnet18", "vit_tiny_patch16_224"])
-def test_known_stages_pass_the_check(coloured_run, model: str) -> None:
+def test_known_stages_pass_the_check(coloured_run, tmp_path: Path, model: str) -> None:
     train = {"mode": "last-stages", "last_stages": 3, "mix": "manifold-mixup", "model": model}
-    stage.check(coloured_run(train=train).recipe)
+    stage.check(coloured_run(train=weights_for(train, tmp_path)).recipe)
 
 
 def test_the_feature_space_is_that_of_the_real_arm_and_its_axes_of_real_images(coloured_run) -> None:
