@@ -191,10 +191,13 @@ def test_killed_in_the_middle_it_ends_with_the_same_adapter(
     os.killpg(child.pid, signal.SIGKILL)
     child.communicate(timeout=60)
     assert not (out / "adapt/adapter.json").exists(), "it was killed in the middle"
+    changed = shutil.copytree(out, tmp_path / "changed")
     said = variegate("adapt", "--out", out, *LEARN)
     assert said.status == 0, said.text
     assert hashes(out) == hashes(adapted[0])
     assert not list(out.rglob("*.tmp"))
+    said = variegate("adapt", "--out", changed, *LEARN, *settings("adapt.steps=3"))
+    assert said.status == 0 and "3 steps" in said.out, "nothing was finished that another recipe would learn over"
 
 
 def test_a_loss_that_is_no_number_fails_with_the_step_and_the_last_good_state(tmp_path: Path) -> None:
@@ -327,17 +330,3 @@ def test_a_finished_adapter_is_not_learned_over(adapted: tuple[Path, Said], tmp_
     assert hashes(out) == hashes(adapted[0])
     said = variegate("generate", "--out", out, *LEARN, *settings("generate.per_real=2", "backend.steps=3"))
     assert said.status == 0 and hashes(out) == hashes(adapted[0]), said.text
-
-
-def test_a_course_that_was_stopped_may_be_changed(tmp_path: Path, process: Callable[..., subprocess.Popen]) -> None:
-    """Nothing learned by the old recipe is kept."""
-    out = tmp_path / "out"
-    child = process("adapt", "--out", out, *LEARN, start_new_session=True)
-    while child.poll() is None and not any((out / "adapt/checkpoints").glob("step-*")):
-        time.sleep(0.002)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate(timeout=60)
-    changed = settings("adapt.steps=3")
-    for folder in (out, tmp_path / "fresh"):
-        assert variegate("adapt", "--out", folder, *LEARN, *changed).status == 0
-    assert hashes(out) == hashes(tmp_path / "fresh")

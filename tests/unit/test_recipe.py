@@ -57,6 +57,7 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("dataset: {meadow: {uncommon_test: true}}", "set habitat_bias"),
         ("train: {pools: [runs/a]}\nevaluate: {arms: [real]}", "no arm of evaluate.arms uses any"),
         ("generate: {referring: 2}", "move images between classes and method is real-aug"),
+        ("generate: {method: real-mix, mask: background}", "would call it another class"),
         ("train: {transport: true, mix: cutmix}", "transport is a part of puzzle-mix"),
         ("train: {last_stages: 2}", "last_stages has no effect on mode full"),
         ("train: {mode: linear-probe}", "those are chance; set pretrained"),

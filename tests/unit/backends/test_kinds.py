@@ -265,7 +265,8 @@ def test_methods_that_do_not_fit_the_model_are_refused(
     [
         ("tiny_edit", {"method": "edit"}),
         ("tiny_inpaint", {"method": "real-aug", "mask": "object"}),
-        ("tiny_sd", {"method": "real-mix", "mask": "background"}),
+        ("tiny_sd", {"method": "real-aug", "mask": "background"}),
+        ("tiny_sd", {"method": "real-mix", "mask": "object"}),
     ],
 )
 def test_methods_that_fit_are_let_through(request: pytest.FixtureRequest, kind: str, generate: dict) -> None:
