@@ -242,10 +242,10 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
-    if path.exists() and not begun:
-        _keep_adapter(folder, parse_yaml(path.read_text(encoding="utf-8"), str(path)), recipe)
-    if path.exists() and begun:
-        old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    old = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+    if old is not None and not begun:
+        _keep_adapter(folder, old, recipe)
+    if old is not None and begun:
         changed = difference(old, recipe.model_dump(mode="json"))
         if not changed:
             return

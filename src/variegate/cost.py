@@ -34,7 +34,8 @@ def tell_peaks(peaks: Peaks) -> None:
     _peaks_told.append(peaks)
 
 
-def _largest(values: Iterable[float | None]) -> float | None:
+def largest(values: Iterable[float | None]) -> float | None:
+    """The most of what is known; None where nothing is."""
     return max((value for value in values if value is not None), default=None)
 
 
@@ -46,7 +47,7 @@ def together(earlier: Cost | None, later: Cost) -> Cost:
     """
     if earlier is None:
         return later
-    found = {name: _largest([earlier[name], later[name]]) for name in UNKNOWN}
+    found = {name: largest([earlier[name], later[name]]) for name in UNKNOWN}
     before, after = earlier["energy_j"], later["energy_j"]
     return found | {"energy_j": None if before is None or after is None else round(before + after, 1)}
 
@@ -82,8 +83,8 @@ class Meter:
         told = [counter.joules for counter in self._counters if counter.joules is not None]
         self._cost = {
             "peak_memory_mb": _peak_mb() if self._is_reset else None,
-            "worker_memory_mb": _largest(memory for memory, _ in _peaks_told),
-            "gpu_memory_mb": _largest([_gpu_peak_mb(), *(gpu for _, gpu in _peaks_told)]),
+            "worker_memory_mb": largest(memory for memory, _ in _peaks_told),
+            "gpu_memory_mb": largest([_gpu_peak_mb(), *(gpu for _, gpu in _peaks_told)]),
             "energy_j": round(sum(told), 1) if told else None,
         }
 

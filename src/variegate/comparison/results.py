@@ -9,6 +9,7 @@ import numpy as np
 
 from variegate.comparison.outcomes import Outcome, mean_if_all
 from variegate.comparison.plan import DUPLICATED, REAL, RETRIEVAL, Layout, Method
+from variegate.cost import largest
 from variegate.stages.evaluate.results import WEIGHTS
 from variegate.statistics import (
     Estimate,
@@ -184,7 +185,7 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     none = {"drawn": 0, "kept": 0}
     images = {key: float(np.mean([(one.synthetic or none)[key] for one in outcomes])) for key in none}
     energy = [_sum_if_all(list(one.cost["energy_j"].values())) for one in outcomes]
-    memory = {key: _most([one.cost["memory_mb"].get(key) for one in outcomes]) for key in parts}
+    memory = {key: largest([one.cost["memory_mb"].get(key) for one in outcomes]) for key in parts}
     return {
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
@@ -193,7 +194,7 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "images_kept": images["kept"],
         "unet_evaluations": float(np.mean([one.cost["unet_evaluations"] for one in outcomes])),
         "memory_mb": memory,
-        "peak_memory_mb": _most(list(memory.values())),
+        "peak_memory_mb": largest(memory.values()),
         "made_elsewhere": any(one.cost["made_elsewhere"] for one in outcomes),
     }
 
@@ -201,10 +202,6 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _sum_if_all(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
-
-
-def _most(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def _worth(entry: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from variegate.api import run
 from variegate.backends.adapter import ADAPTER, FACTS
+from variegate.cost import largest
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe, overlaid
 from variegate.records import content_id
@@ -70,5 +71,5 @@ def spent(done: tuple[str, Mapping[str, Any], float]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "energy_j": None if said.get("went_on") else cost.get("energy_j"),
-        "memory_mb": max((value for value in told if value is not None), default=None),
+        "memory_mb": largest(told),
     }
