@@ -109,9 +109,10 @@ def compare(
 
     A draw is one choice of the training images (the recipe's seed); `shots` are training images a class, each compared apart.
     `pool` are images to retrieve from, `curves` are [RECIPE:]KEY=V,V strings measured on validation images, `skip` names arms
-    to leave out. The same call again goes on; more draws, seeds, shots or recipes add to what is there. With `shard` (i, n) only
-    every n-th draw is run, from the i-th, and no results are read: n processes can share one `out`. Raises UserError
-    (with every problem found) before anything slow, TaskFailed when a piece of the work fails.
+    to leave out. On a CPU `workers` draws are worked through at a time, each on its share of the cores. The same call again goes
+    on; more draws, seeds, shots or recipes add to what is there. With `shard` (i, n) only every n-th draw is run, from the i-th,
+    and no results are read: n processes can share one `out`. Raises UserError (with every problem found) before anything slow,
+    TaskFailed when a piece of the work fails.
     """
     from variegate.comparison.asked import Asked
     from variegate.comparison.run import compare as run_comparison

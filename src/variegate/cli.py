@@ -245,7 +245,16 @@ def compare(
         str, typer.Option(metavar="I/N", help="Every N-th draw, from the I-th: N machines share one DIR out.")
     ] = "",
     overrides: Set = None,
-    workers: Workers = 1,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            "-w",
+            min=1,
+            max=512,
+            help="On a CPU draws at a time, each on its share of the cores; with GPUs processes that draw images, one for each.",
+        ),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Compare recipes with each other and with what needs no drawing, paired, with intervals. Run again to add to it."""

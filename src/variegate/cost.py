@@ -21,6 +21,7 @@ SAMPLE_S = 20.0  # a RAPL counter wraps after minutes at the earliest
 Cost = Mapping[str, float | None]
 UNKNOWN: Cost = dict.fromkeys(("peak_memory_mb", "worker_memory_mb", "gpu_memory_mb", "energy_j"))
 Peaks = tuple[float | None, float | None]  # MB resident, MB on the GPU
+_counts_energy = True
 _peaks_told: list[Peaks] = []  # by workers, since the latest meter began
 
 
@@ -32,6 +33,12 @@ def own_peaks() -> Peaks:
 def tell_peaks(peaks: Peaks) -> None:
     """What a worker has taken counts for the work that is being measured here."""
     _peaks_told.append(peaks)
+
+
+def leave_energy_out() -> None:
+    """From now on nobody here tells energy: this process shares the machine with others that are measured too."""
+    global _counts_energy
+    _counts_energy = False
 
 
 def largest(values: Iterable[float | None]) -> float | None:
@@ -59,7 +66,7 @@ class Meter:
     """
 
     def __init__(self, powercap: Path = POWERCAP, sample_s: float = SAMPLE_S) -> None:
-        self._counters: list[Counter] = [*rapl_counters(powercap), *nvml_counters()]
+        self._counters: list[Counter] = [*rapl_counters(powercap), *nvml_counters()] if _counts_energy else []
         self._sample_s, self._done = sample_s, threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True, name="cost")
         self._cost: dict[str, float | None] = {}

@@ -130,7 +130,7 @@ class _RichBar:
     def advance(self, count: int = 1, **notes: Any) -> None:
         self.count += count
         rate = self.count / max(time.monotonic() - self.start, 1e-6)
-        self.progress.update(self.task, advance=count, rate=f"{rate:.1f} {self.unit}/s")
+        self.progress.update(self.task, advance=count, rate=f"{self.unit} {per_time(rate)}")
 
 
 class _PlainBar:
@@ -147,8 +147,17 @@ class _PlainBar:
         self.spoken = now
         rate = self.count / max(now - self.start, 1e-6)
         left = (self.total - self.done) / max(rate, 1e-9)
-        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f}/s, {clock(left)} left"
+        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {per_time(rate)}, {clock(left)} left"
         print(text, file=self.stream, flush=True)
+
+
+def per_time(rate: float) -> str:
+    """Write a rate (1/s) so that a slow one can be read too.
+
+    >>> per_time(9.83), per_time(0.02)
+    ('9.8/s', '1.2/min')
+    """
+    return f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"
 
 
 def clock(seconds: float) -> str:

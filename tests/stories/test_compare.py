@@ -14,6 +14,7 @@ from driving import picture, settings, variegate
 from PIL import Image
 
 from variegate.backends.adapter import AdapterFacts, placeholder, write_adapter
+from variegate.backends.devices import available_cores
 
 TINY = settings(
     "dataset.size_px=32",
@@ -221,6 +222,36 @@ def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twi
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     learned = [method(found, name)["cost"]["seconds"]["adapt"] for name in ("diff-aug", "diff-mix")]
     assert learned[0] == learned[1] > 0
+
+
+def test_draws_beside_each_other_find_what_draws_in_turn_find(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two workers on a core each: the same classifiers of real images, and nothing left for a second command."""
+    alone, twin = finished
+    if available_cores() < 2:
+        pytest.skip("one core has one draw at a time")
+    out, asked = tmp_path / "out", (f"real-mix,{twin}", "--draws", "2", "--workers", "2", *MEADOW)
+    said = compare(out, *asked)
+    assert said.status == 0, said.text
+    assert "recipes: 2 draws at a time" in said.text and "training: " not in said.text
+    logs = "".join(path.read_text() for path in sorted((out / "logs").glob("worker-*.log")))
+    assert all(f"2 shots, draw {draw} of 2: real-mix" in logs for draw in (1, 2))
+    found, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, alone))
+    assert [draw["draw"] for draw in method(found, "real-mix")["draws"]] == [0, 1]
+    for name in ("real", "real+cutmix", "twin"):
+        assert method(found, name)["draws"] == method(before, name)["draws"], (
+            "a classifier this small learns on one core"
+        )
+    again = compare(out, *asked)
+    assert again.status == 0 and json.loads((out / "comparison.json").read_text()) == found
+    assert "training: " not in "".join(path.read_text() for path in (out / "logs").glob("*.log"))[len(logs) :]
+
+
+def test_a_draw_that_fails_beside_others_is_told(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """The pool holds a test image of one draw: said before anything is trained, as with one draw at a time."""
+    photos = make_folder({"ant": 8, "bee": 8})
+    said = compare(tmp_path / "out", "real-mix", photos, "--draws", "2", "--workers", "2", "--pool", str(photos))
+    assert said.status == 2 and "validation or test images" in said.err, said.text
+    assert not list((tmp_path / "out").rglob("predictions.parquet"))
 
 
 def drawn_from(photos: Path, out: Path, *more: str) -> Path:

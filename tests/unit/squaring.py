@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from variegate.errors import DataError, Problem
 from variegate.executors.base import Report
+from variegate.executors.local import run_tasks
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Squarer:
             os.kill(os.getpid(), signal.SIGKILL)
         if job.kind == "sleep":
             time.sleep(60)
+        if job.kind == "nested":
+            inner = [Job(k, "sleep") for k in (1, 2)]
+            for _ in run_tasks(partial(Squarer, None), inner, 2):
+                pass
         report(job.number)
         return job.number**2, os.getpid(), self.number
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from variegate import cost
 from variegate.cost import Counter, Meter, rapl_counters
 
 
@@ -59,6 +60,19 @@ def test_energy_is_the_sum_of_the_packages_and_inner_domains_count_once(tmp_path
             counter.write_text("8000000\n")
         (tmp_path / "intel-rapl:0:0/energy_uj").write_text("900000000\n")
     assert meter.cost()["energy_j"] == 6.0
+
+
+def test_a_process_that_shares_the_machine_tells_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others beside it use would be counted for each of them."""
+    package(tmp_path, 0, 1_000_000)
+    monkeypatch.setattr(cost, "_counts_energy", True)
+    with Meter(tmp_path) as meter:
+        pass
+    assert meter.cost()["energy_j"] == 0.0
+    cost.leave_energy_out()
+    with Meter(tmp_path) as meter:
+        pass
+    assert meter.cost()["energy_j"] is None
 
 
 def test_a_counter_that_wraps_more_than_once_is_sampled(tmp_path: Path) -> None:

@@ -51,6 +51,18 @@ def available_cores() -> int:
     return max(cores, 1)
 
 
+def take_cores(number: int, shares: int) -> None:
+    """Keep this process to part `number` of `shares` equal parts of its cores, and those that it starts.
+
+    To be called before torch is loaded, which counts the cores then. Where the system has no such thing (macOS) nothing happens.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))[: available_cores()]
+    first, last = (len(cores) * k // shares for k in (number, number + 1))
+    os.sched_setaffinity(0, cores[first:last])
+
+
 def cpu_has_bf16() -> bool:
     """Whether matrix products in bf16 are native (AVX512-BF16, AMX, ARMv8.6); elsewhere they are slower than fp32."""
     try:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from variegate import __version__
-from variegate.api import check, default_out, environment, is_helper, run
-from variegate.comparison import draws, outcomes, plan, results, retrieval, views
+from variegate.api import check, default_out, environment, is_helper
+from variegate.comparison import draws, plan, results, views
 from variegate.comparison.asked import Asked, Wanted, settle_all
 from variegate.comparison.draws import Draw
-from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layout, Method
-from variegate.comparison.shelf import Shelf
+from variegate.comparison.plan import REAL, Entry
+from variegate.comparison.workshop import Workshop, draws_at_a_time
 from variegate.errors import Problem, RunFolderError, UserError
 from variegate.files import write_atomic
-from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
-from variegate.recipe import ArmSection, Recipe
+from variegate.recipe import Recipe
 from variegate.recipe_file import difference, dump_recipe, parse_yaml
-from variegate.records import content_id, rounded
-from variegate.stages.evaluate.stage import ONE_SEED
-from variegate.store import RunFolder, explained
+from variegate.records import rounded
+from variegate.store import explained
 
-RECIPES, RUNS, ADAPTERS, POOL = "recipes", "runs", "adapters", "pool"
+RECIPES = "recipes"
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
         for entry in wanted.entries:
             write_atomic(_recipe_path(folder, entry), dump_recipe(_timeless(entry.recipe)).encode())
         draws.remember(folder, found)
-    workshop = _Workshop(wanted, folder, workers, reporter_class, Shelf(folder / ADAPTERS, reporter_class))
+    at_a_time = draws_at_a_time(workers, len(asked.own_draws), wanted.base.backend.device)
+    workshop = Workshop(wanted, folder, workers, at_a_time, reporter_class)
     workshop.refuse_peeking()
     if asked.shard:
         for shots in wanted.shots:
@@ -131,169 +129,6 @@ def _check_all(wanted: Wanted, reporter_class: type[QuietReporter]) -> tuple[lis
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
     return found, list(dict.fromkeys(warnings))
-
-
-# ------------------------------------------------------------------------------------------------ running
-
-
-@dataclass(frozen=True)
-class _Workshop:
-    """Runs what a comparison needs, in the order that lets most be shared."""
-
-    wanted: Wanted
-    folder: Path
-    workers: int
-    reporter_class: type[QuietReporter]
-    shelf: Shelf
-
-    def home(self, shots: int | None, draw: int, name: str) -> Path:
-        return self.folder / RUNS / f"shots-{shots or 'all'}" / f"draw-{draw}" / name
-
-    def refuse_peeking(self) -> None:
-        """Take every adapter that a recipe brings along, before anything is drawn: one that saw other splits is refused."""
-        for entry in self.wanted.entries:
-            label, recipe, arm = plan.place(entry, self.wanted.base)
-            if recipe.adapt.method == "file":
-                for shots in self.wanted.shots:
-                    for draw in self.wanted.asked.own_draws:
-                        self._run(label, recipe, [arm], shots, draw, last="adapt")
-
-    def shots(self, shots: int | None, counts: list[int]) -> dict[str, Any]:
-        """Everything at one number of shots: an entry of comparison.json's `shots`."""
-        copies, extra = self._run_baselines(shots, counts)
-        best = self._best_classic(self._layout(copies, extra, None), shots)
-        layout = self._layout(copies, extra, best.removeprefix("real+") if best and best != REAL else None)
-        self._run_methods(layout, shots)
-        return self._read(layout, shots, best)
-
-    def run_shard(self, shots: int | None, counts: list[int]) -> None:
-        """Everything that can be done without the other draws; which classic augmentation is best takes them all."""
-        self._run_methods(self._layout(*self._run_baselines(shots, counts), None), shots)
-
-    def _layout(self, copies: int, extra: tuple[str, ArmSection] | None, best: str | None) -> Layout:
-        skip = self.wanted.asked.skip
-        return plan.lay_out(self.wanted.entries, self.wanted.base, copies=copies, retrieval=extra, best=best, skip=skip)
-
-    def _run_baselines(self, shots: int | None, counts: list[int]) -> tuple[int, tuple[str, ArmSection] | None]:
-        """Classifiers without drawn images; returns how often real images are duplicated, and the run and arm of retrieval if any."""
-        wanted, own = self.wanted, self.wanted.asked.own_draws
-        drawn = plan.largest(wanted.named, counts)
-        copies, extra = plan.copies_of(drawn, counts), None
-        pooled: dict[int, Recipe] = {}
-        if wanted.asked.pool and sum(drawn):
-            pool = retrieval.read_pool(wanted.asked.pool, wanted.base, self.folder / POOL)
-            pooled = {draw: self._retrieved(pool, shots, draw, drawn) for draw in own}
-            arm, name = _retrieval_arm(wanted.named), Path(pooled[own[0]].train.pools[0]).name
-            extra = (f"{RETRIEVAL}-{content_id(name, arm.model_dump())[:8]}", arm)
-        layout = self._layout(copies, extra, None)
-        for draw in own:
-            self._run(CLASSIC_RUN, wanted.base, layout.arms(CLASSIC_RUN), shots, draw)
-            if extra:
-                self._run(extra[0], pooled[draw], [extra[1]], shots, draw)
-        return copies, extra
-
-    def _run_methods(self, layout: Layout, shots: int | None) -> None:
-        for draw in self.wanted.asked.own_draws:
-            for label, recipe in layout.runs.items():
-                if label != CLASSIC_RUN:
-                    self._run(label, recipe, layout.arms(label), shots, draw)
-                    with RunFolder.read(self.home(shots, draw, label)) as folder:
-                        copies_of_run(folder, self.reporter_class())
-
-    def _run(
-        self,
-        label: str,
-        recipe: Recipe,
-        arms: Sequence[ArmSection],
-        shots: int | None,
-        draw: int,
-        last: str = "evaluate",
-    ) -> None:
-        """One run, with all that its folder had already: another arm or seed is no reason to lose one."""
-        root, seeds = self.home(shots, draw, label), self.wanted.asked.seeds
-        path = root / "recipe.yaml"
-        if path.is_file():
-            old = Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path))).evaluate
-            names = {arm.name for arm in arms}
-            arms = [*arms, *(arm for arm in old.arm_sections if arm.name not in names)]
-            seeds = max(seeds, old.seeds)
-        settled = plan.settled(recipe, arms, draw=draw, shots=shots, seeds=seeds)
-        reporter = self.reporter_class()
-        reporter.line(f"--- {views.shots_words(shots)}, draw {draw + 1} of {self.wanted.asked.draws}: {label}")
-        run(None, self.shelf.taught(settled), root, workers=self.workers, last=last, reporter_class=self.reporter_class)
-
-    def _retrieved(self, pool: list[retrieval.PoolImage], shots: int | None, draw: int, drawn: list[int]) -> Recipe:
-        """The baseline's recipe with the images retrieved for this draw as its pool."""
-        wanted, first = self.wanted, _first_that_draws(self.wanted.named)
-        encoder = retrieval.encoder_of(first)
-        label = f"retrieved-{content_id(wanted.asked.pool, encoder, first.backend.model_dump(), drawn)[:8]}"
-        root = self.home(shots, draw, label)
-        plain = plan.settled(wanted.base, [ArmSection(name=REAL, images="real")], draw=draw, shots=shots, seeds=1)
-        run(None, plain, root, last="dataset", reporter_class=self.reporter_class)
-        with RunFolder.create(root) as folder:
-            retrieval.retrieve(folder, pool, first, drawn, self.reporter_class())
-            copies_of_run(folder, self.reporter_class())
-        train = wanted.base.train.model_copy(update={"pools": [str(root)]})
-        return wanted.base.model_copy(update={"train": train})
-
-    def _best_classic(self, layout: Layout, shots: int | None) -> str | None:
-        """The real-only arm with the best mean validation accuracy over draws; None without validation images."""
-        means: dict[str, float] = {}
-        for method in layout.methods:
-            if method.kind in ("real", "classic"):
-                roots = [self.home(shots, draw, CLASSIC_RUN) for draw in range(self.wanted.asked.draws)]
-                values = [outcomes.read_val(root, method.arm, self.wanted.asked.seeds) for root in roots]
-                mean = outcomes.mean_if_all(values)
-                if mean is None:
-                    return None
-                means[method.name] = mean
-        return max(means, key=lambda name: means[name])
-
-    def _read(self, layout: Layout, shots: int | None, best: str | None) -> dict[str, Any]:
-        """Every outcome of every draw, summarised."""
-        wanted, found = self.wanted, {}
-        classic = [self.home(shots, draw, CLASSIC_RUN) for draw in range(wanted.asked.draws)]
-        tested = [outcomes.test_images(root) for root in classic]
-        for method in layout.methods:
-            if not method.same_as:
-                found[method.name] = [
-                    self._outcome(method, layout, shots, draw, tested[draw]) for draw in range(wanted.asked.draws)
-                ]
-        names = {method.name: method.same_as or method.name for method in layout.methods}
-        curves = []
-        for curve in wanted.curves:
-            values = {curve.name(value): value for value in curve.values}
-            points = {name: found[names[name]] for name in values}
-            curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
-        warnings = {text: None for each in found.values() for one in each for text in one.warnings}
-        if wanted.asked.draws > 1:
-            warnings.pop(ONE_SEED, None)  # intervals are over draws here
-        summary = results.summarise(layout, found, best, wanted.asked.draws)
-        head = {"shots": shots, "counts": outcomes.counts_of(classic[0])}
-        return {**head, **summary, "curves": curves, "warnings": list(warnings)}
-
-    def _outcome(self, method: Method, layout: Layout, shots: int | None, draw: int, tested: list) -> outcomes.Outcome:
-        root, lesson = self.home(shots, draw, method.run), None
-        if method.run in layout.runs:
-            settled = plan.settled(
-                layout.runs[method.run], [method.arm], draw=draw, shots=shots, seeds=self.wanted.asked.seeds
-            )
-            lesson = self.shelf.cost(settled)
-        return outcomes.read_outcome(root, method.arm, self.wanted.asked.seeds, lesson, test=tested)
-
-
-def _first_that_draws(named: Sequence[Entry]) -> Recipe:
-    return next(entry.recipe for entry in named if entry.recipe.generate.method != "none")
-
-
-def _retrieval_arm(named: Sequence[Entry]) -> ArmSection:
-    """Retrieved images are mixed in as the first recipe that draws mixes its own, from the whole pool."""
-    first = _first_that_draws(named)
-    mixing = first.train_of(plan.arm_of(first)).mixing
-    policy = "pool" if mixing.policy == "replace" else mixing.policy
-    return ArmSection(
-        name=RETRIEVAL, images="real+synthetic", train={"mixing": mixing.model_dump() | {"policy": policy}}
-    )
 
 
 # ------------------------------------------------------------------------------------------------ writing

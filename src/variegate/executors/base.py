@@ -40,6 +40,7 @@ class RunTasks(Protocol):
         *,
         log_dir: Path | None = None,
         report: Report = ignore,
+        are_nested: bool = False,
     ) -> Iterator[tuple[Any, Any]]: ...
 
 

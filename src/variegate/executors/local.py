@@ -16,7 +16,8 @@ import threading
 import traceback
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,20 @@ def run_tasks(
     *,
     log_dir: Path | None = None,
     report: Report = ignore,
+    are_nested: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (task, result) as tasks finish: in this process with one worker, else in `workers` spawned processes.
 
-    Raises the worker's own VariegateError, or TaskFailed naming the task and, with `log_dir`, the worker's log.
+    With `are_nested` the workers may start processes of their own. Raises the worker's own VariegateError, or TaskFailed
+    naming the task and, with `log_dir`, the worker's log.
     """
     if workers < 1:
         raise ValueError(f"workers should be at least 1, got {workers}")
     if workers == 1:
         return _in_process(open_worker, tasks, report)
-    return _in_processes(open_worker, tasks, workers, log_dir, report)
+    return _in_processes(
+        partial(_Process, open_worker, log_dir=log_dir, is_daemon=not are_nested), tasks, workers, report
+    )
 
 
 def _in_process(open_worker: OpenWorker, tasks: Iterable[Any], report: Report) -> Iterator[tuple[Any, Any]]:
@@ -61,7 +66,7 @@ def _in_process(open_worker: OpenWorker, tasks: Iterable[Any], report: Report) -
 
 
 def _in_processes(
-    open_worker: OpenWorker, tasks: Iterable[Any], workers: int, log_dir: Path | None, report: Report
+    open_process: Callable[[int], _Process], tasks: Iterable[Any], workers: int, report: Report
 ) -> Iterator[tuple[Any, Any]]:
     """Deal tasks to processes; each holds one task at a time, so that a dead one costs one task."""
     waiting: Iterator[Any] = iter(tasks)
@@ -69,7 +74,7 @@ def _in_processes(
     pool: list[_Process] = []
     try:
         for number in range(workers):
-            process = _Process(open_worker, number, log_dir)
+            process = open_process(number)
             if not process.give_next(again, waiting):
                 process.stop()
                 break
@@ -85,7 +90,7 @@ def _in_processes(
                     if attempt == ATTEMPTS:
                         raise TaskFailed(task_name(task), f"its worker ended twice ({process.ending()})", process.log)
                     again.append((task, attempt + 1))
-                    pool.append(process := _Process(open_worker, process.number, log_dir))
+                    pool.append(process := open_process(process.number))
                     process.give_next(again, waiting)
                     continue
                 kind, value = answer
@@ -119,13 +124,14 @@ def _result_of(answer: tuple[str, Any], task: Any, log: str) -> Any:
 class _Process:
     """One worker process and the task it has."""
 
-    def __init__(self, open_worker: OpenWorker, number: int, log_dir: Path | None) -> None:
+    def __init__(self, open_worker: OpenWorker, number: int, *, log_dir: Path | None, is_daemon: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self.number, self.log = number, str(log_dir / f"worker-{number}.log") if log_dir else ""
         self.task: Any = None
         self.attempt = 0
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(open_worker, number, theirs, self.log), daemon=True)
+        arguments = (open_worker, number, theirs, self.log)
+        self.process = context.Process(target=_work, args=arguments, daemon=is_daemon)  # a daemon may have no children
         with _environment(OMP_WAIT_POLICY="PASSIVE"), _without_script():
             self.process.start()
         theirs.close()

@@ -115,6 +115,39 @@ def test_workers_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> N
     driver.stdout.close()
 
 
+def test_workers_of_workers_end_with_the_first_of_them(tmp_path: Path) -> None:
+    """A nested task may start processes; killing the one at the top leaves none of the four below."""
+    script = tmp_path / "driver.py"
+    jobs = '[Job(1, "nested"), Job(2, "nested")], 2, are_nested=True'
+    text = DRIVER.format(folder=str(Path(__file__).parents[1]))
+    script.write_text(text.replace('[Job(1), Job(2), Job(3, "sleep"), Job(4, "sleep")], 2', jobs))
+    driver = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(below := spawned_below(driver.pid)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait(10)
+    assert len(below) == 6, "two, and two below each"
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in below)
+
+
+def spawned_below(parent: int) -> set[int]:
+    """Worker processes that a process started, those that they started included."""
+    found: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            started_by = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if started_by == parent and "spawn_main" in command:
+            found |= {int(folder.name), *spawned_below(int(folder.name))}
+    return found
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that only waits to be collected does not."""
     try:
