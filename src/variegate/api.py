@@ -214,7 +214,7 @@ def check(recipe: Recipe, reporter: Reporter | None = None, root: Path | None = 
         )
         steps["refine"] = lambda: check_refine(recipe)
         steps["generate"] = lambda: check_generate(recipe, data.training_images())
-        steps["curate"] = lambda: check_curate(recipe, data.held_out())
+        steps["curate"] = lambda: check_curate(recipe, [info.name for info in data.classes], data.held_out())
     _all_at_once(steps)
     return facts
 

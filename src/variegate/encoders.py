@@ -1,6 +1,7 @@
 """Turn images into feature vectors: the drawing model's own activations, an image-text model, or any timm model.
 
 Names: `auto` (the model that draws), clip:starter, clip:NAME/WEIGHTS, clip:FOLDER (image_text.py), timm:NAME, timm:FOLDER.
+classifier:PATH, a trained classifier's opinion, is for class agreement alone: its model.safetensors, or the folder of one.
 A timm folder holds config.json and model.safetensors, as timm's save_for_hf writes them; DINO is timm:vit_small_patch14_dinov2.lvd142m.
 """
 
@@ -23,7 +24,7 @@ from variegate.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-AUTO, CLASSIFIER, TIMM = "auto", "classifier", "timm:"
+AUTO, CLASSIFIER, TRAINED, TIMM = "auto", "classifier", "classifier:", "timm:"
 _WHERE = "curate.encoder"
 _TIMM_FILES = ("config.json", "model.safetensors")
 _BATCH = 32
@@ -44,20 +45,47 @@ def check_encoder(name: str, where: str = _WHERE) -> list[Problem]:
     """What is wrong with an encoder's name, before anything is loaded; raises MissingExtra without open_clip."""
     if name in (AUTO, CLASSIFIER):
         return []
+    if name.startswith(TRAINED) and name != TRAINED:
+        return [] if trained_classes(name) else [_not_trained(name, where)]
     if name.startswith(TIMM) and name != TIMM:
         return _timm_problems(name.removeprefix(TIMM), where)
     if not name.startswith(CLIP) or name == CLIP:
-        known = f"auto, classifier, {CLIP}NAME/WEIGHTS, {CLIP}FOLDER, {TIMM}NAME or {TIMM}FOLDER"
+        known = f"auto, classifier, {TRAINED}PATH, {CLIP}NAME/WEIGHTS, {CLIP}FOLDER, {TIMM}NAME or {TIMM}FOLDER"
         return [Problem(where, f"unknown encoder {name!r}", f"use {known}")]
     return check_clip(name, where)
 
 
 def encoder_fingerprint(name: str) -> list[str]:
     """What tells one named encoder from another: the name, and the hashes of a folder's files."""
+    if name.startswith(TRAINED):
+        return [name, file_sha256(trained_file(name))]
     folder = Path(name.removeprefix(TIMM))
     if name.startswith(TIMM) and folder.is_dir():
         return [name, *(f"{file} {file_sha256(folder / file)}" for file in _TIMM_FILES)]
     return clip_fingerprint(name) if name.startswith(CLIP) else [name]
+
+
+def trained_file(name: str) -> Path:
+    """The model.safetensors behind classifier:PATH."""
+    path = Path(name.removeprefix(TRAINED))
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def trained_classes(name: str) -> list[str]:
+    """The classes that classifier:PATH tells apart; none where the file is no classifier of variegate's."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(trained_file(name), "np") as file:
+            about = json.loads((file.metadata() or {}).get("variegate", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return []
+    return [str(one) for one in about.get("classes", [])] if isinstance(about, dict) else []
+
+
+def _not_trained(name: str, where: str) -> Problem:
+    remedy = "name a model.safetensors of a run's train folder, or what variegate import made of a filter"
+    return Problem(where, f"{trained_file(name)} is no classifier written by variegate", remedy)
 
 
 @contextmanager

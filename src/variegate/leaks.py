@@ -46,6 +46,6 @@ def seen_problems(where: str, path: Path, held_out: Collection[str]) -> list[Pro
 
 
 def encoder_problems(where: str, encoder: str, held_out: Collection[str]) -> list[Problem]:
-    """The same of an encoder named KIND:FOLDER; other names hold no weights that were learned here."""
+    """The same of an encoder named KIND:PATH; other names hold no weights that were learned here."""
     path = encoder.partition(":")[2]
-    return seen_problems(where, Path(path), held_out) if path and Path(path).is_dir() else []
+    return seen_problems(where, Path(path), held_out) if path and Path(path).exists() else []

@@ -514,7 +514,8 @@ class CurateStep(Section):
     # blank has its own fixed rule
     drop_fraction: Fraction | None = None  # instead: the lowest share of each class
     # auto: the drawing model's own features; clip:starter, clip:NAME or clip:FOLDER: an image-text model;
-    # timm:NAME or timm:FOLDER: any timm model; classifier: the recipe's own, taught by the real training images alone
+    # timm:NAME or timm:FOLDER: any timm model; classifier: the recipe's own, taught by the real training images alone;
+    # classifier:PATH: a trained one, a run's model.safetensors or what variegate import made of a filter
     encoder: str = "auto"
     views: int = Field(1, ge=1, le=64)  # that agreement is the mean of: the whole image, then random windows of it
     text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
 
@@ -385,6 +385,14 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ saved models
+
+
+def model_bytes(state: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> bytes:
+    """Weights with what is needed to rebuild the net: a model.safetensors as `load_classifier` reads it.
+
+    `about` has model, classes, size_px, mean, std.
+    """
+    return save(dict(state), {"variegate": json.dumps(about, sort_keys=True)})
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, dict]:

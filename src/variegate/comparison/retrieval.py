@@ -172,7 +172,11 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def encoder_of(recipe: Recipe) -> str:
     """The encoder that the recipe curates with; the drawing model's own features where it names none."""
-    named = [step.encoder for step in recipe.curate if step.score.endswith("agreement") and step.encoder != CLASSIFIER]
+    named = [
+        step.encoder
+        for step in recipe.curate
+        if step.score.endswith("agreement") and not step.encoder.startswith(CLASSIFIER)
+    ]
     return named[0] if named else AUTO
 
 

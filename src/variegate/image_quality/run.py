@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from variegate import __version__
-from variegate.encoders import AUTO, Encoder, check_encoder, open_encoder
+from variegate.encoders import AUTO, CLASSIFIER, Encoder, check_encoder, open_encoder
 from variegate.errors import DataError, ModelError, Problem
 from variegate.image_quality import measures
 from variegate.image_quality.copying import Copies, copy_facts, find_copies, units_of
@@ -48,7 +48,7 @@ def default_encoder(recipe: Recipe) -> str:
 def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter) -> dict[str, Any]:
     """The whole of quality.json; raises ModelError for an encoder that is not to be had, DataError without images."""
     problems = check_encoder(encoder, WHERE)
-    if encoder == "classifier":
+    if encoder.startswith(CLASSIFIER):
         text = "the classifier is what is evaluated, so it cannot say how good its own training images are"
         problems = [Problem(WHERE, text, "use auto, clip:... or timm:...")]
     if problems:

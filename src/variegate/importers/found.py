@@ -15,7 +15,7 @@ SHOWN = 10  # names of one kind on a terminal; --json and import.json have all
 class Found:
     """One artefact, read and checked whole; nothing is written before `write` is called."""
 
-    kind: str  # tokens, lora, tokens+lora, unet, image table, prompts, environments, results, probe
+    kind: str  # tokens, lora, tokens+lora, unet, image table, prompts, environments, results, classifier
     system: str  # whose format it is
     files: tuple[Path, ...]
     facts: Mapping[str, Any]

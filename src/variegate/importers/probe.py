@@ -1,8 +1,7 @@
-"""DIAGen's filter: a ResNet-50 with a new last layer and a temperature, as safetensors and a note."""
+"""DIAGen's filter: a ResNet-50 with a new last layer and a temperature, as a classifier like those that train writes."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ BASE = "base_model."
 NUMBERS = ("num_classes", "temperature")
 HEAD = ("out.weight", "out.bias")
 UNUSED = ("fc.weight", "fc.bias")  # the pre-trained last layer, which the filter does not read
+SIZE_PX, MEAN, STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as ResNet-50 learned
 REMEDY = "export it again with DIAGen's train_filter"
 
 
@@ -37,21 +37,25 @@ def probe_found(weights: Weights, classes: Sequence[str] | None) -> Found:
     if classes is not None and len(classes) != count:
         text = f"knows {count:,} classes, and --classes has {len(classes):,} names"
         raise ModelError(Problem(str(path), text, "give one name a line for each class, in label order"))
-    facts = {"model": "resnet50", "num_classes": count, "temperature": temperature}
+    names = list(classes) if classes is not None else [str(label) for label in range(count)]
 
     def write(folder: Path) -> None:
-        from safetensors.torch import save
+        from variegate.classifier.models import model_bytes
 
-        kept = {key: value.detach().contiguous().clone() for key, value in values.items() if key not in NUMBERS}
-        write_atomic(folder / "probe.safetensors", save(kept))
-        note = facts | {"classes": list(classes) if classes is not None else None}
-        write_atomic(folder / "probe.json", (json.dumps(note, indent=1, ensure_ascii=False) + "\n").encode())
+        body = {key.removeprefix(BASE): value for key, value in values.items() if key.startswith(BASE)}
+        head = {f"fc.{part}": values[f"out.{part}"] / temperature for part in ("weight", "bias")}
+        kept = {key: value.detach().contiguous().clone() for key, value in (body | head).items()}
+        about = {"model": "resnet50", "classes": names, "size_px": SIZE_PX, "mean": MEAN, "std": STD}
+        write_atomic(folder / "model.safetensors", model_bytes(kept, about))
 
-    shown = facts | {"features": values["out.weight"].shape[1], "tensors": len(values) - len(NUMBERS)}
-    notes = ["no recipe key reads a filter yet; its weight rule is that of curate class-agreement with policy weight"]
+    shown = {"model": "resnet50", "num_classes": count, "temperature": temperature}
+    shown |= {"features": values["out.weight"].shape[1], "tensors": len(values) - len(NUMBERS)}
+    notes = ["the temperature is folded into the last layer"]
     if classes is None:
-        notes.append("the file names no classes; --classes FILE does, one a line in label order")
-    return Found("probe", "DIAGen", (path,), shown, write, notes=tuple(notes))
+        notes.append(
+            "the file names no classes, so nothing can be judged by it; --classes FILE does, one a line in label order"
+        )
+    return Found("classifier", "DIAGen", (path,), shown, write, notes=tuple(notes))
 
 
 def _numbers(weights: Weights) -> tuple[int, float]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from foreign import dasdiff_images, diff_mix_images, diffusemix_tree, filter_values, save
 from PIL import Image
-from safetensors.torch import load_file
 
+from variegate.classifier.models import build_model, load_classifier
+from variegate.encoders import check_encoder, encoder_fingerprint
 from variegate.errors import DataError, ModelError
 from variegate.importers import import_artefact
 from variegate.recipe_file import load_recipe
@@ -195,17 +196,23 @@ def test_results_are_summarised_over_seeds(tmp_path: Path) -> None:
         import_artefact(tmp_path / "results.csv")
 
 
-def test_filter_becomes_safetensors_with_its_temperature(tmp_path: Path) -> None:
+def test_a_filter_becomes_a_classifier_that_judges_and_can_be_learned_from(tmp_path: Path) -> None:
     values = filter_values()
     path = save(values, tmp_path / "filter_coco_0_2.pth")
     (tmp_path / "names.txt").write_text("bus\ncar\nvan\n")
     import_artefact(path, tmp_path / "out", classes=[tmp_path / "names.txt"])
-    note = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert note == {"model": "resnet50", "num_classes": 3, "temperature": 1.5, "classes": ["bus", "car", "van"]}
-    written = load_file(tmp_path / "out" / "probe.safetensors")
-    assert written.keys() == values.keys() - {"num_classes", "temperature"}
-    assert torch.equal(written["out.weight"], values["out.weight"])
-    (tmp_path / "out" / "probe.safetensors").unlink()
+    net, about = load_classifier(tmp_path / "out" / "model.safetensors")
+    assert about["classes"] == ["bus", "car", "van"] and about["size_px"] == 224 and "seen" not in about
+    features = torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
+    plain = features @ values["out.weight"].T + values["out.bias"]
+    assert torch.allclose(net.get_classifier()(features), plain / 1.5, atol=1e-4), "calibrated as it was"
+    assert (
+        encoder_fingerprint(f"classifier:{tmp_path / 'out'}") and check_encoder(f"classifier:{tmp_path / 'out'}") == []
+    )
+    build_model("resnet50", num_classes=7, size_px=64, pretrained=str(tmp_path / "out/model.safetensors"), seed=0)
+    nameless = import_artefact(path, tmp_path / "nameless")
+    assert "names no classes" in " ".join(nameless["notes"])
+    (tmp_path / "out" / "model.safetensors").unlink()
 
     values["base_model.layer9.weight"] = torch.zeros(1)
     del values["base_model.conv1.weight"]

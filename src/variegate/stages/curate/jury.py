@@ -1,4 +1,4 @@
-"""A jury: the recipe's own classifier, trained more than once on the real training images alone. Needs torch.
+"""A jury: the recipe's own classifier, trained more than once on the real training images alone, or one from a file. Needs torch.
 
 It asks of a synthetic image what a classifier of the real ones would call it. It shares no weights and no seeds with the
 classifiers that the train stage compares.
@@ -7,12 +7,13 @@ classifiers that the train stage compares.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from variegate.classifier import labels, mixing
 from variegate.classifier.fit import FitData, LabelledImages, choose_compute, fit, predict, settings_of
-from variegate.classifier.models import Classifier, build_model
+from variegate.classifier.models import Classifier, build_model, open_classifier
 from variegate.recipe import Recipe
 from variegate.records import seed_from
 
@@ -20,14 +21,17 @@ JURORS = 2
 
 
 class Jury:
-    """Classifiers that agree on one opinion; an `Encoder` whose features are log-probabilities [N, C]."""
+    """Classifiers that agree on one opinion; an `Encoder` whose features are log-probabilities [N, C].
 
-    def __init__(self, recipe: Recipe, jurors: Sequence[Classifier]) -> None:
-        self.size_px, self._jurors = recipe.dataset.size_px, jurors
-        self._compute = choose_compute(recipe.backend.device)
+    `places` are where the jurors have the C classes, which may be some of those that they tell apart.
+    """
+
+    def __init__(self, device: str, size_px: int, jurors: Sequence[Classifier], places: Sequence[int]) -> None:
+        self.size_px, self._jurors, self._places = size_px, jurors, list(places)
+        self._compute = choose_compute(device)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        opinions = [predict(juror, pixels, self._compute) for juror in self._jurors]
+        opinions = [predict(juror, pixels, self._compute)[:, self._places] for juror in self._jurors]
         return np.log(np.mean(opinions, axis=0).clip(1e-9))
 
 
@@ -60,4 +64,10 @@ def teach_jury(
         slots = mixing.real_only(order).shaped(steps, section.batch)
         fit(juror, data, slots, settings_of(section, seed), choose_compute(recipe.backend.device), on_step=on_step)
         jurors.append(juror)
-    return Jury(recipe, jurors)
+    return Jury(recipe.backend.device, recipe.dataset.size_px, jurors, range(num_classes))
+
+
+def open_jury(recipe: Recipe, path: Path, names: Sequence[str]) -> Jury:
+    """A trained classifier as the only juror, asked about the classes `names`; raises ModelError for a file that is none."""
+    juror, about = open_classifier(path)
+    return Jury(recipe.backend.device, about["size_px"], [juror], [about["classes"].index(name) for name in names])

@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 
 from variegate.card import write_card
-from variegate.encoders import CLASSIFIER, Encoder, Reader, check_encoder, encoder_fingerprint, open_encoder
+from variegate.encoders import (
+    CLASSIFIER,
+    TRAINED,
+    Encoder,
+    Reader,
+    check_encoder,
+    encoder_fingerprint,
+    open_encoder,
+    trained_classes,
+    trained_file,
+)
 from variegate.errors import Problem, RecipeError
 from variegate.files import file_sha256
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
 from variegate.judge import Judge, class_agreement, judge_of_logits, train_judge
-from variegate.leaks import encoder_problems
+from variegate.leaks import encoder_problems, seen_by
 from variegate.pipeline import Context
 from variegate.recipe import CurateStep, Recipe
 from variegate.records import RealImage, SyntheticImage, rounded, seed_from
@@ -56,10 +66,11 @@ def found(context: Context) -> list[list[str]]:
     return [encoder_fingerprint(name) for name in names]
 
 
-def check(recipe: Recipe, held_out: Collection[str] = ()) -> None:
+def check(recipe: Recipe, names: Sequence[str] = (), held_out: Collection[str] = ()) -> None:
     """Raise RecipeError with every curate key that could not be acted on; loads no model.
 
-    `held_out` are SHA-256 digests of validation and test images; an encoder that has learned from them is refused.
+    `names` are the classes; a trained classifier has to know them. `held_out` are SHA-256 digests of validation and test
+    images; an encoder that has learned from them is refused.
     """
     problems = _leak_problems(recipe, held_out)
     for place, step in enumerate(recipe.curate):
@@ -71,7 +82,8 @@ def check(recipe: Recipe, held_out: Collection[str] = ()) -> None:
             idle = _set_keys(step) - {"score", "policy", "drop_below", "of_sources"}
             why = "has no effect on copy, which compares pixels"
         else:
-            problems += check_encoder(step.encoder)
+            problems += check_encoder(step.encoder, f"{where}.encoder")
+            problems += _unknown_classes(step.encoder, names, f"{where}.encoder")
             unused = {"text", "against", "of_sources"} if step.score == "class-agreement" else {"of_sources"}
             idle = _set_keys(step) & unused
             why = f"has no effect on {step.score}"
@@ -85,7 +97,8 @@ def check(recipe: Recipe, held_out: Collection[str] = ()) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Write scores and decisions; returns the counted line, counts by reason, the judges and warnings."""
     recipe, folder = context.recipe, context.folder
-    check(recipe, {image.sha256 for image in folder.real_images() if image.split != "train"})
+    names = [info.name for info in folder.classes()]
+    check(recipe, names, {image.sha256 for image in folder.real_images() if image.split != "train"})
     images = folder.synthetic_images(kept_only=False)
     decisions = [Decision(image.id) for image in images]
     judges: list[dict[str, Any]] = []
@@ -102,17 +115,21 @@ def run(context: Context) -> dict[str, Any]:
             continue
         judge, agreement = _agreement(context, step, images)
         judges.append(_judge_facts(step, judge))
+        if step.encoder.startswith(TRAINED) and seen_by(trained_file(step.encoder)) is None:
+            warnings.append(
+                f"{step.encoder} does not tell which images it was made from: it may have seen validation or test images"
+            )
         if judge is not None:
             folder.put_scores(_score_name(step), agreement.items())
         doubt = _doubt(step, judge)
         if doubt:
             warnings.append(doubt)
         else:
-            decisions = _follow(step, decisions, agreement, images, num_classes=len(folder.classes()))
+            decisions = _follow(step, decisions, agreement, images, num_classes=len(names))
     folder.put_decisions(NAME, ((d.id, d.action, d.weight, d.reason) for d in decisions))
     if images:
         write_card(folder, recipe)
-    return _summary(images, decisions, judges, warnings, names=[info.name for info in folder.classes()])
+    return _summary(images, decisions, judges, warnings, names)
 
 
 def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
@@ -122,6 +139,24 @@ def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
         for place, step in enumerate(recipe.curate)
         for problem in encoder_problems(f"curate.{place}.encoder", step.encoder, held_out)
     ]
+
+
+def _unknown_classes(encoder: str, names: Sequence[str], where: str) -> list[Problem]:
+    """Classes that a trained classifier cannot tell, as it was never taught them."""
+    known = trained_classes(encoder) if encoder.startswith(TRAINED) else []
+    missing = [name for name in names if name not in known]
+    if not known or not missing:
+        return []
+    text = f"{encoder} tells {_few(known)} and not {_few(missing)}"
+    return [
+        Problem(
+            where, text, "use one taught with these class names; variegate import --classes gives a filter its names"
+        )
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 # ------------------------------------------------------------------------------------------------ scoring
@@ -186,8 +221,9 @@ def _opinion(judge: Judge, encoder: Encoder, pixels: np.ndarray, targets: np.nda
 @contextmanager
 def _taught(context: Context, step: CurateStep) -> Iterator[tuple[Encoder, Judge | None]]:
     """What sees the images, and the judge on it; no judge where there are too few real images to test one on."""
-    if step.encoder == CLASSIFIER:
-        yield _jury(context)
+    if step.encoder.startswith(CLASSIFIER):
+        jury = _trained(context, step) if step.encoder.startswith(TRAINED) else _jury(context)
+        yield jury, _heard(context, jury)
         return
     if step.score == "text-agreement":
         yield _reader(context, step)
@@ -196,21 +232,33 @@ def _taught(context: Context, step: CurateStep) -> Iterator[tuple[Encoder, Judge
         yield encoder, _probe(context, encoder)
 
 
-def _jury(context: Context) -> tuple[Encoder, Judge | None]:
-    """Classifiers taught by the training images and measured on the validation images."""
+def _trained(context: Context, step: CurateStep) -> Encoder:
+    """A classifier from a file, asked about the classes of this run."""
+    from variegate.stages.curate.jury import open_jury
+
+    return open_jury(context.recipe, trained_file(step.encoder), [info.name for info in context.folder.classes()])
+
+
+def _jury(context: Context) -> Encoder:
+    """Classifiers taught by the training images."""
     from variegate.stages.curate.jury import JURORS, num_steps, teach_jury
 
     recipe, folder = context.recipe, context.folder
-    train, held_out = folder.real_images("train"), folder.real_images("val")
+    train = folder.real_images("train")
     pixels = _pixels(recipe, train, recipe.dataset.size_px)
     with context.reporter.bar("teaching the jury", JURORS * num_steps(recipe, len(train)), unit="steps") as bar:
         labels = [image.label for image in train]
-        jury = teach_jury(recipe, pixels, labels, len(folder.classes()), on_step=lambda _: bar.advance(1))
+        return teach_jury(recipe, pixels, labels, len(folder.classes()), on_step=lambda _: bar.advance(1))
+
+
+def _heard(context: Context, jury: Encoder) -> Judge | None:
+    """How far to trust a jury, measured on the validation images; None without any."""
+    held_out = context.folder.real_images("val")
     if not held_out:
-        return jury, None
-    logits = jury.features(_pixels(recipe, held_out, jury.size_px))
+        return None
+    logits = jury.features(_pixels(context.recipe, held_out, jury.size_px))
     truth = np.array([image.label for image in held_out])
-    return jury, judge_of_logits(logits, truth, units_of(context.folder, held_out))
+    return judge_of_logits(logits, truth, units_of(context.folder, held_out))
 
 
 def _reader(context: Context, step: CurateStep) -> tuple[Encoder, Judge]:
@@ -276,7 +324,7 @@ def _doubt(step: CurateStep, judge: Judge | None) -> str:
     """Why a judge is not listened to; empty when it is."""
     if judge is None:
         needs = "validation images to be measured on"
-        if step.encoder != CLASSIFIER:
+        if not step.encoder.startswith(CLASSIFIER):
             needs = "two real training images (or groups) of every class"
         return f"{_score_name(step)} was not used: a judge needs {needs}"
     if judge.is_weak:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from variegate.classifier.fit import Progress, State
+from variegate.classifier.fit import Progress
 
 PREDICTIONS = pa.schema(
     [
@@ -62,11 +62,6 @@ def read_checkpoint(path: Path, key: str) -> Progress | None:
     except (OSError, SafetensorError, KeyError):
         return None
     return progress
-
-
-def model_bytes(state: State, about: Mapping[str, Any]) -> bytes:
-    """Weights with what is needed to rebuild the net, as read by models.load_classifier."""
-    return save(state, {"variegate": json.dumps(about, sort_keys=True)})
 
 
 def log_lines(log: Sequence[Mapping[str, Any]], *, steps: int, selected_step: int, selected_by: str) -> str:

@@ -28,7 +28,7 @@ from variegate.classifier.fit import (
     settings_of,
     threads_of,
 )
-from variegate.classifier.models import Classifier, build_model
+from variegate.classifier.models import Classifier, build_model, model_bytes
 from variegate.errors import DataError, Problem, TaskFailed, VariegateError
 from variegate.executors.base import Report
 from variegate.files import write_atomic
@@ -40,7 +40,6 @@ from variegate.stages.train.files import (
     Prediction,
     checkpoint_bytes,
     log_lines,
-    model_bytes,
     predictions_bytes,
     read_checkpoint,
 )

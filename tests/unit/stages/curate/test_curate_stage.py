@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 from pydantic import ValidationError
 from tiny_models import transformers_clip_folder  # noqa: F401 - fixture
 
+from variegate.classifier.models import model_bytes, open_classifier
 from variegate.encoders import open_encoder
 from variegate.errors import MissingExtra, ModelError, RecipeError
 from variegate.image_text import open_clip_model
 from variegate.images import load_squares
-from variegate.recipe import Recipe
+from variegate.recipe import CurateStep, Recipe
 from variegate.stages.curate import stage
+from variegate.stages.train import stage as train_stage
 
 BLANK = {"score": "blank"}
 
@@ -98,6 +101,67 @@ def test_the_classifier_as_a_judge_needs_validation_images(coloured_run) -> None
     summary = stage.run(context)
     assert "was not used: a judge needs validation images" in summary["line"]
     assert not summary["judges"][0]["used"]
+
+
+@pytest.fixture
+def taught(coloured_run) -> tuple[Callable, Path]:
+    """A run that is curated by a classifier from a file, with other keys each time; and the folder of that file."""
+    keys = {"train": {"steps": 60, "batch": 15, "lr": 0.005}, "splits": {"train": 10, "val": 16, "test": 2}}
+    context = coloured_run(**keys, evaluate={"arms": ["real"], "seeds": 1})
+    train_stage.run(context)
+    folder = context.folder.path("train/real/seed-0")
+
+    def curated(encoder: str, **changes: object):
+        step = CurateStep(score="class-agreement", policy="weight", encoder=encoder)
+        return replace(context, recipe=context.recipe.model_copy(update={"curate": [step], **changes}))
+
+    return curated, folder
+
+
+def test_a_trained_classifier_from_a_file_judges(taught, tmp_path: Path) -> None:
+    """It knows one class more than the run has, in another order."""
+    curated, folder = taught
+    context = curated(f"classifier:{folder}")
+    summary = stage.run(context)
+    scores = context.folder.scores(f"class-agreement classifier:{folder}")
+    (judge,) = summary["judges"]
+    assert judge["used"] and judge["held_out_accuracy"] > 0.9 and "does not tell" not in summary["line"]
+    classifier, about = open_classifier(folder / "model.safetensors")
+    state, more = classifier.net.state_dict(), [*about["classes"][::-1], "another"]
+    order = [*range(len(about["classes"]))[::-1], 0]
+    state |= {f"head.{part}": state[f"head.{part}"][order].clone() for part in ("weight", "bias")}
+    state["head.bias"][-1] = -50.0
+    told_nothing = {key: value for key, value in about.items() if key != "seen"} | {"classes": more}
+    (tmp_path / "model.safetensors").write_bytes(model_bytes(state, told_nothing))
+    context = curated(f"classifier:{tmp_path / 'model.safetensors'}")
+    assert "may have seen validation or test images" in stage.run(context)["line"]
+    other = context.folder.scores(f"class-agreement classifier:{tmp_path / 'model.safetensors'}")
+    assert other == pytest.approx(scores, abs=1e-3)
+
+
+def test_classifiers_that_cannot_judge_are_refused_before_anything_is_drawn(taught, tmp_path: Path) -> None:
+    curated, folder = taught
+    recipe, names = curated(f"classifier:{folder}").recipe, [info.name for info in curated("").folder.classes()]
+    test = {image.sha256 for image in curated("").folder.real_images("test")}
+    train = {image.sha256 for image in curated("").folder.real_images("train")}
+    stage.check(recipe, names, test)
+    with pytest.raises(RecipeError, match="has learned from 30 images that are validation or test images here"):
+        stage.check(recipe, names, train)
+    with pytest.raises(RecipeError, match=r"tells .*, .* and not mammoth — use one taught with these class names"):
+        stage.check(recipe, [*names, "mammoth"], test)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    for wrong in (tmp_path / "model.safetensors", tmp_path / "nothing"):
+        with pytest.raises(RecipeError, match="is no classifier written by variegate"):
+            stage.check(curated(f"classifier:{wrong}").recipe, names, test)
+
+
+def test_a_replaced_file_judges_anew(taught) -> None:
+    curated, folder = taught
+    context = curated(f"classifier:{folder}")
+    before = stage.found(context)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert stage.found(context) != before
 
 
 def test_clip_judges_through_open_clip(coloured_run, clip_folder: Path) -> None:
