@@ -2,6 +2,7 @@
 
     python benchmarks/adapt.py speed [--steps 20] [KEY=VALUE ...]
     python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,...] [--keep FOLDER] [KEY=VALUE ...]
+    python benchmarks/adapt.py few-shot [--draws 5] [--workers 2] [--keep FOLDER] [KEY=VALUE ...]
 
 speed: images a second of adapting all classes at once against one run a class in the manner of the diffusers example for
 textual inversion: the whole embedding matrix in the optimiser, images encoded at every step, fp32. Four images an update, as its
@@ -9,7 +10,10 @@ documents' command has them (batch 1, gradients of 4 added up) and as DA-Fusion 
 this process, in turns. Peak memory is that of one more run of each, in a process of its own.
 
 agreement: share of images drawn from text whose class a judge names; the judge is a classifier trained on 500 real images of each
-species, none of which the generator saw. Its accuracy on held-out real images is printed beside. The last line is JSON.
+species, none of which the generator saw. Its accuracy on held-out real images is printed beside.
+
+few-shot: test accuracy of classifiers of 5 real images a species, and of those with images by diff-aug and diff-mix besides, with
+equal optimiser steps; gains over real images alone and over RandAugment, paired, with 95 % intervals. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,28 +42,29 @@ RECIPE = "diff-gen"
 SHOTS = 5
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     with tempfile.TemporaryDirectory() as name:
-        answer = speed(options, Path(name)) if options.what == "speed" else agreement(options, Path(name))
+        answer = {"speed": speed, "agreement": agreement, "few-shot": few_shot}[options.what](options, Path(name))
     print(json.dumps({"benchmark": f"adapt {options.what}", **answer}))
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "agreement"))
+    parser.add_argument("what", choices=("speed", "agreement", "few-shot"))
     parser.add_argument("--steps", type=int, default=20, help="of the timed runs (%(default)s)")
     parser.add_argument("--draws", type=int, default=5, help="sets of training images (%(default)s)")
     parser.add_argument("--per-class", type=int, default=20, help="images drawn for each class (%(default)s)")
     parser.add_argument(
         "--methods", default="base,tokens,lora,tokens+lora", help=f"of {', '.join(COLUMNS)} (%(default)s)"
     )
+    parser.add_argument("--workers", type=int, default=2, help="draws of few-shot at a time (%(default)s)")
     parser.add_argument("--first-draw", type=int, default=0, help="to share the draws out among processes with --keep")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep judge, adapters and runs; go on where it stopped"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(arguments)
 
 
 # ------------------------------------------------------------------------------------------ speed
@@ -250,6 +255,51 @@ def share_right(run_folder: Path, judge) -> float:
     with torch.inference_mode():
         named = net(torch.from_numpy(scaled).float().permute(0, 3, 1, 2)).argmax(1).numpy()
     return float(np.mean(named == np.array([image.target for image in images])))
+
+
+# ------------------------------------------------------------------------------------------ few-shot accuracy
+
+ADAPTED, BASELINES = ("diff-aug", "diff-mix"), ("real", "real+randaugment")
+NOT_ASKED = ("trivialaugment", "mixup", "cutmix", "duplicated", "text-only", "best-classic")
+
+
+def few_shot(options: argparse.Namespace, root: Path) -> dict:
+    from variegate.api import compare
+
+    found = compare(
+        "builtin:meadow",
+        ADAPTED,
+        draws=options.draws,
+        shots=[SHOTS],
+        skip=NOT_ASKED,
+        overrides=options.overrides,
+        workers=options.workers,
+        out=options.keep or root / "few-shot",
+    )
+    return {**gains(found.folder, found.results["shots"][0]), "draws": options.draws, "overrides": options.overrides}
+
+
+def gains(folder: Path, shots: dict) -> dict:
+    """Accuracies, and what each adapted method gains over each baseline, in per cent and points; of a comparison's folder."""
+    from variegate.comparison.outcomes import read_outcome
+    from variegate.comparison.results import compare_methods
+    from variegate.recipe_file import load_recipe
+
+    outcomes, accuracy = {}, {}
+    for method in (one for one in shots["methods"] if one["method"] in (*BASELINES, *ADAPTED)):
+        home, name = folder / f"runs/shots-{shots['shots']}", method["method"]
+        roots = [home / f"draw-{draw['draw']}" / method["run"] for draw in method["draws"]]
+        arms = load_recipe(str(roots[0] / "recipe.yaml")).evaluate.arm_sections
+        arm = next(arm for arm in arms if arm.name == method["arm"])
+        outcomes[name] = [read_outcome(root, arm, len(method["draws"][0]["seeds"]), None) for root in roots]
+        accuracy[name] = round(100 * method["selected"]["accuracy"], 1)
+    answer: dict = {"accuracy_percent": accuracy, "gain_points": {}}
+    for baseline in BASELINES:
+        for name, entry in compare_methods(outcomes, baseline, ADAPTED).items():
+            one = entry["selected"]
+            points = {key: round(100 * one[key], 1) for key in ("difference", "low", "high")}
+            answer["gain_points"][f"{name} over {baseline}"] = points | {"p_holm": round(one["p_holm"], 4)}
+    return answer
 
 
 if __name__ == "__main__":

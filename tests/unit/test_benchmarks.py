@@ -51,6 +51,24 @@ def test_known_truths_are_told_from_trained_classifiers(last_line) -> None:
     assert gained == pytest.approx(0.05, abs=0.03)
 
 
+def test_few_shot_gains_are_measured_over_real_images_and_over_randaugment(last_line) -> None:
+    tiny = ["dataset.size_px=32", "dataset.meadow.n_species=2", "dataset.meadow.n_val=2", "dataset.meadow.n_test=4"]
+    tiny += [
+        "dataset.meadow.n_per_species=5",
+        "adapt.steps=2",
+        "adapt.batch=2",
+        "adapt.previews=0",
+        "adapt.evaluations=0",
+    ]
+    tiny += ["backend.steps=2", "backend.guidance_scale=1.0", "generate.per_real=1", "train.steps=3", "train.batch=4"]
+    found = last_line("adapt.py", "few-shot", "--draws", "1", "--workers", "1", *tiny)
+    accuracy, gains = found["accuracy_percent"], found["gain_points"]
+    assert set(accuracy) == {"real", "real+randaugment", "diff-aug", "diff-mix"} and len(gains) == 4
+    gain = gains["diff-mix over real+randaugment"]
+    assert gain["difference"] == pytest.approx(accuracy["diff-mix"] - accuracy["real+randaugment"], abs=0.11)
+    assert gain["low"] <= gain["difference"] <= gain["high"] and 0 <= gain["p_holm"] <= 1
+
+
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
     assert found["map_correlation"] > 0.98 and found["ratio"] > 0 and found["patches"] == 225
