@@ -20,7 +20,7 @@ from variegate.errors import Problem, RunFolderError, UserError
 from variegate.pipeline import Context, run_stages
 from variegate.progress import EventLog, QuietReporter, Reporter
 from variegate.recipe import Recipe
-from variegate.recipe_file import build_recipe, difference, dump_recipe, load_recipe, parse_yaml
+from variegate.recipe_file import build_recipe, difference, dump_recipe, idle_settings, load_recipe, parse_yaml
 from variegate.store import RunFolder
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def run(
     `overrides` are KEY=VALUE strings as for --set; `last` names the stage to stop after. Raises UserError (with every
     problem found) before anything slow, TaskFailed when a piece of the work fails.
     """
+    overrides = list(overrides)
     settled = settle(data, recipe, overrides)
     root = Path(out) if out is not None else default_out(settled.dataset.path)
     if is_helper():
@@ -83,6 +84,8 @@ def run(
         stack.callback(events.close)
         reporter = reporter_class(events)
         reporter.event("run", workers=workers, last=last)
+        for text in idle_settings(settled, overrides):
+            reporter.line(f"warning: --set {text}")
         summaries = run_stages(Context(settled, folder, reporter, workers), last)
         results = _results(root) if "evaluate" in summaries else None
     verdict = results["verdict"] if results else list(summaries.values())[-1]["line"]

@@ -177,6 +177,39 @@ def _fill_empty(values: Any, section: type[Section]) -> None:
             _fill_empty(values[key], type(field.default))
 
 
+def idle_settings(recipe: Recipe, overrides: Iterable[str]) -> list[str]:
+    """KEY=VALUE settings that change nothing in this recipe, each as a sentence with the reason.
+
+    >>> idle_settings(load_recipe("diff-gen"), ["generate.strength=0.3", "train.steps=9"])
+    ['generate.strength has no effect: diff-gen starts from pure noise']
+    """
+    method, found = recipe.generate.method, []
+    rules = (  # prefixes of keys, whether they are idle, why
+        (
+            ("generate.strength",),
+            method != "none" and not recipe.generate.from_image,
+            f"{method} starts from pure noise",
+        ),
+        (("generate.", "refine", "curate"), method == "none", "generate.method is none, so nothing is drawn"),
+        (("adapt.",), recipe.adapt.method == "none", "adapt.method is none, so nothing is learned"),
+        (
+            ("train.mixing.fraction",),
+            recipe.train.mixing.policy == "concat",
+            "concat takes every image as often as any",
+        ),
+        (
+            ("train.mixing.", "train.label.gamma", "train.label.kappa"),
+            not any(arm.has_synthetic for arm in recipe.evaluate.arm_sections),
+            "no arm learns from synthetic images",
+        ),
+    )
+    for key in (item.partition("=")[0].strip() for item in overrides):
+        reasons = [why for prefixes, is_idle, why in rules if is_idle and key.startswith(prefixes)]
+        if reasons and key not in ("generate.method", "adapt.method"):
+            found.append(f"{key} has no effect: {reasons[0]}")
+    return found
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every key written out, in stage order."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

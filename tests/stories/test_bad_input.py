@@ -247,3 +247,10 @@ def test_images_of_very_different_sizes_and_shapes(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     warning = "starter has seen drawn butterflies and nothing else"
     assert warning in page and said.err.index(warning) < said.err.index("adapt:")  # before anything slow
+
+
+def test_a_setting_without_effect_is_said_and_the_run_goes_on(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    keys = ("--recipe", "none", "--set", "generate.per_real=9", "--set", "train.steps=2", "--set", "train.batch=4")
+    said = variegate("run", make_folder({"ant": 8, "bee": 8}), *keys, "--out", tmp_path / "out")
+    assert said.status == 0, said.text
+    assert "warning: --set generate.per_real has no effect: generate.method is none, so nothing is drawn" in said.err

@@ -11,7 +11,7 @@ import variegate
 from variegate.api import settle
 from variegate.errors import RecipeError
 from variegate.recipe import Recipe, Section
-from variegate.recipe_file import difference, dump_recipe, load_recipe, parse_yaml
+from variegate.recipe_file import difference, dump_recipe, idle_settings, load_recipe, parse_yaml
 
 SOURCE = Path(variegate.__file__).parent
 
@@ -206,3 +206,28 @@ def test_refine_reads_back_the_same_with_one_weight_or_two(tmp_path: Path) -> No
 
 def test_every_section_default_is_valid() -> None:
     assert Recipe.model_validate(Recipe().model_dump()) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "reason"),
+    [
+        ("diff-gen", "generate.strength=0.5", "diff-gen starts from pure noise"),
+        ("none", "generate.per_real=3", "nothing is drawn"),
+        ("none", "curate=[]", "nothing is drawn"),
+        ("real-mix", "adapt.steps=10", "nothing is learned"),
+        ("real-mix", "train.mixing={policy: concat, fraction: 0.2}", ""),
+        ("none", "train.mixing.fraction=0.2", "no arm learns from synthetic images"),
+        ("variegate", "generate.strength=0.5", ""),
+        ("none", "generate.method=none", ""),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_told_with_the_reason(name: str, key: str, reason: str) -> None:
+    said = idle_settings(load_recipe(name, [key]), [key])
+    assert [line.startswith(f"{key.split('=')[0]} has no effect: ") and reason in line for line in said] == (
+        [True] if reason else []
+    )
+
+
+def test_a_share_that_concat_does_not_read_is_told() -> None:
+    keys = ["train.mixing.policy=concat", "train.mixing.fraction=0.2"]
+    assert [line.split()[0] for line in idle_settings(load_recipe("real-mix", keys), keys)] == ["train.mixing.fraction"]

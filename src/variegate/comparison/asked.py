@@ -12,6 +12,7 @@ from variegate.comparison import plan
 from variegate.comparison.plan import Curve, Entry, Kind
 from variegate.errors import Problem, RecipeError, UserError
 from variegate.recipe import Recipe
+from variegate.recipe_file import idle_settings
 from variegate.records import arm_folder
 from variegate.stages.dataset.listing import did_you_mean
 
@@ -92,7 +93,7 @@ def settle_all(asked: Asked) -> Wanted:
     from_text = [] if "text-only" in asked.skip else [plan.text_only(entry, _kind(entry)) for entry in named]
     entries = (*named, *(one for one in from_text if isinstance(one, Entry)), *points)
     shots = asked.shots or (named[0].recipe.dataset.shots,)
-    warnings = tuple(one for one in from_text if isinstance(one, str) and one)
+    warnings = (*(one for one in from_text if isinstance(one, str) and one), *_idle_settings(asked, named))
     return Wanted(asked, entries, base, shots, tuple(curves), warnings)
 
 
@@ -147,6 +148,15 @@ def _idle_pool(asked: Asked, named: Sequence[Entry]) -> list[Problem]:
         return []
     text = "as many images are retrieved as a recipe draws, and none of these draws any"
     return [Problem(f"--pool {asked.pool}", text, "name a recipe that draws, or leave the pool out")]
+
+
+def _idle_settings(asked: Asked, named: Sequence[Entry]) -> list[str]:
+    """Settings for all recipes that change none of them."""
+    found = []
+    for item in asked.overrides:
+        idle = [idle_settings(entry.recipe, [item]) for entry in named]
+        found += [f"--set {one[0]}" for one in idle[:1] if all(idle)]
+    return found
 
 
 def _settled(

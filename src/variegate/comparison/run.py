@@ -50,9 +50,9 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
     _refuse_changes(folder, wanted)
     found, warnings = _check_all(wanted, reporter_class)
     draws.refuse_other_data(folder, found)
-    for text in warnings:
-        reporter_class().line(f"warning: {text}")
     wanted = replace(wanted, warnings=(*wanted.warnings, *warnings))
+    for text in wanted.warnings:
+        reporter_class().line(f"warning: {text}")
     counts = {shots: list(next(draw.counts for draw in found if draw.shots == shots)) for shots in wanted.shots}
     with explained(folder):
         for entry in wanted.entries:

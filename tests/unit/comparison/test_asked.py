@@ -65,3 +65,9 @@ def test_a_file_named_like_a_baseline_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / f"{name}.yaml").write_text(dump_recipe(load_recipe("real-mix")))
     with pytest.raises(RecipeError, match="is what a baseline is called"):
         settle_all(asked(str(tmp_path / f"{name}.yaml")))
+
+
+def test_a_setting_that_changes_no_recipe_is_warned_about_and_one_that_changes_some_is_not() -> None:
+    wanted = settle_all(asked("diff-gen", "real-gen", overrides=("generate.strength=0.5",)))
+    assert wanted.warnings == ("--set generate.strength has no effect: diff-gen starts from pure noise",)
+    assert settle_all(asked("diff-gen", "real-mix", overrides=("generate.strength=0.5",))).warnings == ()
