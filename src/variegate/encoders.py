@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from variegate.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 AUTO, CLASSIFIER, TRAINED, TIMM = "auto", "classifier", "classifier:", "timm:"
 _WHERE = "curate.encoder"
 _TIMM_FILES = ("config.json", "model.safetensors")
@@ -38,6 +39,14 @@ class Encoder(Protocol):
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, size_px, size_px, 3] to float32 [N, D]."""
+        ...
+
+
+class DeepEncoder(Encoder, Protocol):
+    """One that also tells what its layers see where."""
+
+    def maps(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """uint8 [N, size_px, size_px, 3] to float32 [N, C, h, w] of each layer, the first ones first."""
         ...
 
 
@@ -89,7 +98,7 @@ def _not_trained(name: str, where: str) -> Problem:
 
 
 @contextmanager
-def open_encoder(name: str, recipe: Recipe, where: str = _WHERE) -> Iterator[Encoder]:
+def open_encoder(name: str, recipe: Recipe, where: str = _WHERE) -> Iterator[DeepEncoder]:
     """Load an encoder and free it afterwards; raises ModelError with the remedy. A NAME that timm has not cached is fetched."""
     problems = check_encoder(name, where)
     if problems:
@@ -116,6 +125,9 @@ class _Drawer:
     def features(self, pixels: np.ndarray) -> np.ndarray:
         return self._backend.features(pixels)
 
+    def maps(self, pixels: np.ndarray) -> list[np.ndarray]:
+        return self._backend.maps(pixels)
+
 
 class _Timm:
     """A timm model without its last layer."""
@@ -126,6 +138,17 @@ class _Timm:
         self._mean, self._std = tuple(config["mean"]), tuple(config["std"])
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate(self._seen(pixels, lambda images: self._net(images).flatten(1).numpy()))
+
+    def maps(self, pixels: np.ndarray) -> list[np.ndarray]:
+        def look(images: torch.Tensor) -> list[np.ndarray]:
+            found = self._net.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]  # timm's
+            return [layer.numpy() for layer in found]
+
+        return [np.concatenate(layer) for layer in zip(*self._seen(pixels, look), strict=True)]
+
+    def _seen(self, pixels: np.ndarray, look: Callable[[torch.Tensor], T]) -> list[T]:
+        """What `look` gives for each batch of scaled images."""
         import torch
 
         found = []
@@ -133,8 +156,8 @@ class _Timm:
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self._mean, self._std))
             for first in range(0, len(pixels), _BATCH):
                 part = np.ascontiguousarray(pixels[first : first + _BATCH].transpose(0, 3, 1, 2))
-                found.append(self._net((torch.from_numpy(part).float() / 255.0 - mean) / std).flatten(1))
-        return torch.cat(found).numpy()
+                found.append(look((torch.from_numpy(part).float() / 255.0 - mean) / std))
+        return found
 
 
 def _timm_problems(wanted: str, where: str) -> list[Problem]:

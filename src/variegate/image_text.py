@@ -75,6 +75,7 @@ class Clip:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     encode_image: Callable[[torch.Tensor], torch.Tensor]
+    encode_maps: Callable[[torch.Tensor], Sequence[torch.Tensor]]  # of each layer of the image tower, [N, C, h, w]
     encode_text: Callable[[Sequence[str]], torch.Tensor]
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
@@ -89,14 +90,29 @@ class Clip:
         ]
         return np.concatenate(found)
 
+    def maps(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """uint8 [N, size_px, size_px, 3] to float32 [N, C, h, w] of each layer of the image tower."""
+        import torch
+
+        found = []
+        with torch.inference_mode():
+            for part in np.split(pixels, range(BATCH, len(pixels), BATCH)):
+                levels = torch.from_numpy(np.ascontiguousarray(part.transpose(0, 3, 1, 2))).float()
+                found.append([layer.float().cpu().numpy() for layer in self.encode_maps(self._scaled(levels))])
+        return [np.concatenate(layer) for layer in zip(*found, strict=True)]
+
     def image_features(self, levels: torch.Tensor) -> torch.Tensor:
         """Float [N, 3, size_px, size_px] in [0, 255] to float32 [N, D] of length 1, on the model's device."""
         import torch
 
         with torch.inference_mode():
-            mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
-            scaled = (levels.to(self.device) / 255.0 - mean) / std
-            return _unit(self.encode_image(scaled.to(self.dtype)))
+            return _unit(self.encode_image(self._scaled(levels)))
+
+    def _scaled(self, levels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return ((levels.to(self.device) / 255.0 - mean) / std).to(self.dtype)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """float32 [N, D] of length 1, on the model's device."""
@@ -151,6 +167,9 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         encode_image=model.encode_image,
+        encode_maps=lambda images: model.visual.forward_intermediates(images, intermediates_only=True)[
+            "image_intermediates"
+        ],
         encode_text=encode_text,
     )
 
@@ -169,6 +188,9 @@ def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
         tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt").to(device)
         return model.text_projection(model.text_model(**tokens).pooler_output)
 
+    def encode_maps(images: torch.Tensor) -> list[torch.Tensor]:
+        return [_as_map(layer) for layer in model.vision_model(images, output_hidden_states=True).hidden_states]
+
     return Clip(
         size_px=int(model.config.vision_config.image_size),
         scale=float(model.logit_scale.detach().exp()),
@@ -177,6 +199,7 @@ def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
         mean=tuple(config.get("image_mean", _MEAN)),
         std=tuple(config.get("image_std", _STD)),
         encode_image=lambda images: model.visual_projection(model.vision_model(images).pooler_output.flatten(1)),
+        encode_maps=encode_maps,
         encode_text=encode_text,
     )
 
@@ -185,6 +208,11 @@ def _wanted(name: str) -> str:
     """The name without clip:, or the folder of the package's own pair."""
     wanted = name.removeprefix(CLIP)
     return str(OWN.get(wanted, wanted))
+
+
+def _as_map(layer: torch.Tensor) -> torch.Tensor:
+    """[N, C, h, w] of a layer's maps, or of its tokens [N, 1 + h * w, C], the first of which stands for the whole image."""
+    return layer if layer.ndim == 4 else layer[:, 1:].transpose(1, 2).unsqueeze(-1)
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,6 @@ import torch
 
 from variegate.backends.base import one_step_timestep
 
-FEATURE_BLOCKS = 1  # up blocks read by activations(), counted from the last
-
 
 class Text(NamedTuple):
     """One prompt [tokens, width], or a batch of them [N, tokens, width]; `pooled` is SDXL's second embedding."""
@@ -124,16 +122,15 @@ class Denoiser:
 
     def activations(
         self, latents: torch.Tensor, noise: torch.Tensor, text: Text, timestep: int, beside: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """What the last up blocks give for lightly noised latents, the largest value in each quarter of the image: [N, D]."""
+    ) -> list[torch.Tensor]:
+        """What each up block gives for lightly noised latents, float32 [N, C, h, w]."""
         found: list[torch.Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            maps = (output[0] if isinstance(output, tuple) else output).float()
-            found.append(torch.nn.functional.adaptive_max_pool2d(maps, 2).flatten(1).cpu())
+            found.append((output[0] if isinstance(output, tuple) else output).float())
 
         unet = getattr(self.unet, "_orig_mod", self.unet)  # the compiled module hides its hooks
-        hooks = [block.register_forward_hook(keep) for block in unet.up_blocks[-FEATURE_BLOCKS:]]
+        hooks = [block.register_forward_hook(keep) for block in unet.up_blocks]
         try:
             times = torch.full((len(latents),), timestep, device=self.device)
             alpha, sigma = self._noise_level(times)
@@ -143,7 +140,7 @@ class Denoiser:
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.cat(found, dim=1)
+        return found
 
     def _noise_level(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(alpha, sigma), each [N, 1, 1, 1], of x = alpha * x0 + sigma * noise."""

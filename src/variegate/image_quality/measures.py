@@ -1,10 +1,12 @@
-"""Distances and diversities of two sets of feature vectors. Pure: float [N, D] in, numbers out; nothing is random.
+"""Distances and diversities of sets of images. Pure: features in, float [N, D] unless said otherwise, numbers out; nothing is random.
 
 Frechet distance (arXiv 1706.08500), KID (1801.01401), precision and recall (1904.06991), density and coverage (2002.09797), Vendi
 score (2210.02410). Each is that of the features given: the number means nothing without the name of what made them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -92,12 +94,35 @@ def vendi(values: np.ndarray) -> float:
     return float(np.exp(-(weights * np.log(weights)).sum()))
 
 
-def spread(values: np.ndarray) -> float:
-    """Mean of 1 - cosine over all pairs of at least 2 rows: LPIPS's question asked of these features; in [0, 2]."""
-    rows = _unit(_checked(values))
-    count = len(rows)
-    together = rows.sum(axis=0)
-    return float(1.0 - (together @ together - count) / (count * (count - 1)))
+class Diversity:
+    """How unlike the images of a class are: LPIPS's distance (arXiv 1801.03924, eq. 1), mean over all pairs, in one pass.
+
+    Every layer and channel counts alike (no learned weights), the mean over layers is taken and halved: 1 - cosine of two
+    images' features at the same place, in [0, 2]. What the sums over images hold is enough, so no pair is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: list[np.ndarray] = []  # of every layer's unit vectors, [C, h, w]
+        self._own = (
+            0.0  # squared lengths, means over places, mean over layers: 1 an image but for places without any feature
+        )
+
+    def add(self, maps: Sequence[np.ndarray]) -> None:
+        """Feature maps of some images, one [N, C, h, w] a layer."""
+        units = [layer / np.maximum(np.linalg.norm(layer, axis=1, keepdims=True), 1e-12) for layer in maps]
+        sums = [unit.sum(axis=0, dtype=np.float64) for unit in units]
+        self._sums = [one + new for one, new in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._own += float(np.mean([(unit**2).sum() / unit[0, 0].size for unit in units]))
+        self._count += len(maps[0])
+
+    @property
+    def value(self) -> float | None:
+        """None for fewer than two images."""
+        if self._count < 2:
+            return None
+        together = float(np.mean([(one**2).sum() / one[0].size for one in self._sums]))
+        return self._own / self._count - (together - self._own) / (self._count * (self._count - 1))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from variegate import __version__
-from variegate.encoders import AUTO, CLASSIFIER, Encoder, check_encoder, open_encoder
+from variegate.encoders import AUTO, CLASSIFIER, DeepEncoder, Encoder, check_encoder, open_encoder
 from variegate.errors import DataError, ModelError, Problem
 from variegate.image_quality import measures
 from variegate.image_quality.copying import Copies, copy_facts, find_copies, units_of
@@ -27,9 +27,10 @@ from variegate.recipe import DatasetSection, Recipe
 from variegate.records import rounded, seed_from
 from variegate.store import RunFolder
 
-SCHEMA = 1
+SCHEMA = 2
 WHERE = "--encoder"
 REPEATS = 5  # splits of the reference
+DIVERSITY_IMAGES = 100  # of a class, of either kind, that are compared with each other
 MAX_IMAGES = 5000  # of either kind that are measured; more are drawn from, by seed
 LEAST_REFERENCE, LEAST_SYNTHETIC = 20, 10  # images that a comparison needs, overall and of a class
 LEAST_FRECHET = 50  # images a side from which on a class's Frechet distance says anything
@@ -64,13 +65,16 @@ def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter)
     seed = seed_from(recipe.seed, "quality")
     shown, compared = _some(kept, seed_from(seed, "kept")), _some(reference, seed_from(seed, "reference"))
     units = units_of(folder, compared)
-    with open_encoder(encoder, recipe, WHERE) as opened:
-        paths = [folder.path(image.path) for image in shown]
-        made, _ = _features(opened, paths, recipe.dataset, reporter, "synthetic images")
-        paths = [Path(image.path) for image in compared]
-        real, mirrored = _features(opened, paths, recipe.dataset, reporter, "real images", mirror=True)
     targets = np.array([image.target for image in shown], np.int64)
     labels = np.array([image.label for image in compared], np.int64)
+    with open_encoder(encoder, recipe, WHERE) as opened:
+        drawn, held_out = [folder.path(image.path) for image in shown], [Path(image.path) for image in compared]
+        made, _ = _features(opened, drawn, recipe.dataset, reporter, "synthetic images")
+        real, mirrored = _features(opened, held_out, recipe.dataset, reporter, "real images", mirror=True)
+        diversity = {
+            "synthetic": _diversity(opened, drawn, targets, recipe, reporter, "synthetic images"),
+            "real": _diversity(opened, held_out, labels, recipe, reporter, "real images"),
+        }
     judge = _teach(real, mirrored, labels, units, seed)
     names = [info.name for info in folder.classes()]
     copies = find_copies(folder, recipe.dataset, every, reporter, seed=recipe.seed)
@@ -81,11 +85,16 @@ def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter)
             "encoder": encoder,
             "images_key": images_key(kept),
             "images": {"kept": len(kept), "measured": len(shown), "reference": len(compared)},
-            "overall": _overall(made, targets, real, labels, units, judge, seed),
+            "overall": {
+                "measures": compare(made, real, labels, units, seed),
+                "diversity": _mean_diversity(diversity),
+                "agreement": _agreement(judge, made, targets),
+            },
             "per_class": [
                 {
                     "class": name,
                     **_of_class(made[targets == k], real[labels == k], _at(units, labels == k), judge, k, seed),
+                    "diversity": _diversity_of(diversity, k),
                 }
                 for k, name in enumerate(names)
             ],
@@ -125,6 +134,46 @@ def _features(
             bar.advance(len(some))
     plain, flipped = (np.concatenate(parts[1:] or parts).astype(np.float64) for parts in (found, mirrored))
     return plain, flipped
+
+
+def _diversity(
+    encoder: DeepEncoder, paths: Sequence[Path], labels: np.ndarray, recipe: Recipe, reporter: Reporter, what: str
+) -> dict[int, float]:
+    """How unlike the images of each class are, at most DIVERSITY_IMAGES of them; classes with one image are left out."""
+    section, seed, found = recipe.dataset, seed_from(recipe.seed, "diversity"), {}
+    own = {
+        label: _chosen(np.flatnonzero(labels == label), seed_from(seed, label))
+        for label in sorted(set(labels.tolist()))
+    }
+    with reporter.bar(f"comparing {what}", sum(map(len, own.values()))) as bar:
+        for label, places in own.items():
+            diversity = measures.Diversity()
+            for first in range(0, len(places), 32):
+                some = [paths[place] for place in places[first : first + 32]]
+                diversity.add(encoder.maps(load_squares(some, encoder.size_px, section.fit, section.max_megapixels)))
+                bar.advance(len(some))
+            if diversity.value is not None:
+                found[label] = diversity.value
+    return found
+
+
+def _chosen(places: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(places)[:DIVERSITY_IMAGES]
+
+
+def _diversity_of(diversity: Mapping[str, Mapping[int, float]], label: int) -> dict[str, float] | None:
+    known = all(label in of_kind for of_kind in diversity.values())
+    return {kind: of_kind[label] for kind, of_kind in diversity.items()} if known else None
+
+
+def _mean_diversity(diversity: Mapping[str, Mapping[int, float]]) -> dict[str, float] | None:
+    """Over the classes that have it of both kinds."""
+    both = sorted(set.intersection(*(set(of_kind) for of_kind in diversity.values())))
+    return (
+        {kind: float(np.mean([of_kind[label] for label in both])) for kind, of_kind in diversity.items()}
+        if both
+        else None
+    )
 
 
 def _at(items: Sequence[str], chosen: np.ndarray) -> list[str]:
@@ -184,29 +233,6 @@ def _measured(made: Features, real: Features) -> dict[str, float]:
     return found | measures.neighbourhoods(made, real) | {"vendi": measures.vendi(made)}
 
 
-def _overall(
-    made: Features,
-    targets: np.ndarray,
-    real: Features,
-    labels: np.ndarray,
-    units: Sequence[str],
-    judge: Judge | None,
-    seed: int,
-) -> dict[str, Any]:
-    both = sorted(
-        k for k in set(targets.tolist()) & set(labels.tolist()) if min((targets == k).sum(), (labels == k).sum()) > 1
-    )
-    diversity = None
-    if both:
-        means = [
-            np.mean([measures.spread(values[mine == k]) for k in both])
-            for values, mine in ((made, targets), (real, labels))
-        ]
-        diversity = {"synthetic": means[0], "real": means[1]}
-    found = compare(made, real, labels, units, seed)
-    return {"measures": found, "diversity": diversity, "agreement": _agreement(judge, made, targets)}
-
-
 def _of_class(
     made: Features, real: Features, units: Sequence[str], judge: Judge | None, label: int, seed: int
 ) -> dict[str, Any]:
@@ -214,11 +240,9 @@ def _of_class(
     found = compare(made, real, np.zeros(len(real), np.int64), units, seed_from(seed, label))
     if found is not None and found["compared"] < LEAST_FRECHET:
         found["frechet"] = None
-    enough = min(len(made), len(real)) > 1
-    diversity = {"synthetic": measures.spread(made), "real": measures.spread(real)} if enough else None
     agreement = _agreement(judge, made, np.full(len(made), label, np.int64))
     counts = {"images": {"measured": len(made), "reference": len(real)}}
-    return {**counts, "measures": found, "diversity": diversity, "agreement": agreement}
+    return {**counts, "measures": found, "agreement": agreement}
 
 
 # ------------------------------------------------------------------------------------------------ judge

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from variegate.image_quality.measures import frechet, kid, neighbourhoods, spread, vendi
+from variegate.image_quality.measures import Diversity, frechet, kid, neighbourhoods, vendi
 
 
 def exactly(mean: np.ndarray, root: np.ndarray, count: int = 400) -> np.ndarray:
@@ -100,12 +100,30 @@ def test_vendi_counts_different_images(count: int) -> None:
     assert vendi(np.repeat(np.eye(9)[:count], 3, axis=0)) == pytest.approx(count)
 
 
-def test_spread_is_the_mean_over_pairs() -> None:
-    rows = np.random.default_rng(8).normal(size=(7, 5))
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    pairs = [1 - unit[i] @ unit[j] for i in range(7) for j in range(i)]
-    assert spread(rows) == pytest.approx(np.mean(pairs))
-    assert spread(np.ones((3, 4))) == pytest.approx(0.0, abs=1e-12)
+def test_diversity_is_lpips_mean_over_all_pairs() -> None:
+    """Unit vectors at every place of every layer; half the squared distance, mean over places, layers and pairs."""
+    rng = np.random.default_rng(8)
+    layers = [rng.normal(size=(7, 5, 4, 4)), rng.normal(size=(7, 3, 2, 2))]
+    layers[0][2, :, 1, 1] = 0.0  # nothing seen there
+    diversity = Diversity()
+    diversity.add([layer[:4] for layer in layers])
+    diversity.add([layer[4:] for layer in layers])
+    units = [layer / np.maximum(np.linalg.norm(layer, axis=1, keepdims=True), 1e-12) for layer in layers]
+    pairs = [
+        np.mean([((unit[i] - unit[j]) ** 2).sum(axis=0).mean() / 2 for unit in units])
+        for i in range(7)
+        for j in range(i)
+    ]
+    assert diversity.value == pytest.approx(np.mean(pairs))
+
+
+def test_diversity_of_equal_images_is_nothing_and_of_one_unknown() -> None:
+    diversity = Diversity()
+    assert diversity.value is None
+    diversity.add([np.ones((1, 3, 2, 2), np.float32)])
+    assert diversity.value is None
+    diversity.add([np.ones((3, 3, 2, 2), np.float32)])
+    assert diversity.value == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("measure", [frechet, kid, neighbourhoods])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import clip_folder, tiny_sd, transformers_clip_folder  # noqa: F401 - fixtures
 
 import variegate
 from variegate.cli import run_cli
@@ -15,6 +16,7 @@ from variegate.encoders import check_encoder, open_encoder
 from variegate.errors import DataError, ModelError
 from variegate.image_quality.run import LEAST_REFERENCE, compare, halves
 from variegate.images import encode_image, load_squares
+from variegate.recipe import Recipe
 from variegate.stages.curate import stage as curate
 
 
@@ -74,6 +76,31 @@ def test_every_measure_is_there_beside_its_floor_and_planted_copies_are_listed(f
     assert {one["id"]: one["of"] for one in copies["list"]} == planted
     assert (copies["of_source"], copies["of_other"], copies["images"]) == (1, 2, 18)
     assert [row["copies"] for row in copies["per_class"]] == [1, 1, 1]
+
+
+def test_every_kind_of_encoder_tells_what_its_layers_see_and_where(
+    timm_folder: Path,
+    clip_folder: Path,  # noqa: F811
+    transformers_clip_folder: Path,  # noqa: F811
+    tiny_sd: Path,  # noqa: F811
+) -> None:
+    """A square in one corner changes every layer's maps, those of the first one there most."""
+    names = ["auto", f"timm:{timm_folder}", f"clip:{clip_folder}", f"clip:{transformers_clip_folder}", "clip:starter"]
+    recipe = Recipe(backend={"model": str(tiny_sd), "guidance_scale": 1.0})
+    for name in names:
+        with open_encoder(name, recipe) as encoder:
+            edge = encoder.size_px
+            pixels = np.random.default_rng(0).integers(0, 256, (2, edge, edge, 3), dtype=np.uint8)
+            pixels[1] = pixels[0]
+            pixels[1, -edge // 4 :, -edge // 4 :] = 255
+            maps = encoder.maps(pixels)
+            assert len(maps) > 1 and all(layer.ndim == 4 and len(layer) == 2 for layer in maps), name
+            assert all(layer.dtype == np.float32 and np.isfinite(layer).all() for layer in maps), name
+            changed = [np.abs(layer[0] - layer[1]).max(axis=0) for layer in maps]
+            assert all(one.max() > 0 for one in changed), name
+            side = round(changed[0].size ** 0.5)
+            where = np.unravel_index(changed[0].argmax(), (side, side))
+            assert min(where) >= side // 2, name
 
 
 def test_the_same_run_gives_the_same_numbers(finished, timm_folder: Path) -> None:

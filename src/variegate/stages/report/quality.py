@@ -62,7 +62,7 @@ def _rows(overall: Mapping[str, Any]) -> tuple[QualityRow, ...]:
             error = scale * values["standard_error"] if name == "kid" else None
             rows.append(QualityRow(title, meaning, scale * values["synthetic"], scale * values["real"], error))
     if overall["diversity"]:
-        meaning = "mean distance of two images of a class, 1 - cosine"
+        meaning = "mean distance of two images of a class in all of its layers, as LPIPS has it"
         rows.append(
             QualityRow(
                 "Diversity within classes", meaning, overall["diversity"]["synthetic"], overall["diversity"]["real"]
