@@ -84,7 +84,7 @@ def test_every_kind_of_encoder_tells_what_its_layers_see_and_where(
     transformers_clip_folder: Path,  # noqa: F811
     tiny_sd: Path,  # noqa: F811
 ) -> None:
-    """A square in one corner changes every layer's maps, those of the first one there most."""
+    """A square in one corner changes every layer's maps, those of the first one of an image tower there most."""
     names = ["auto", f"timm:{timm_folder}", f"clip:{clip_folder}", f"clip:{transformers_clip_folder}", "clip:starter"]
     recipe = Recipe(backend={"model": str(tiny_sd), "guidance_scale": 1.0})
     for name in names:
@@ -98,9 +98,10 @@ def test_every_kind_of_encoder_tells_what_its_layers_see_and_where(
             assert all(layer.dtype == np.float32 and np.isfinite(layer).all() for layer in maps), name
             changed = [np.abs(layer[0] - layer[1]).max(axis=0) for layer in maps]
             assert all(one.max() > 0 for one in changed), name
-            side = round(changed[0].size ** 0.5)
-            where = np.unravel_index(changed[0].argmax(), (side, side))
-            assert min(where) >= side // 2, name
+            if name != "auto":  # the U-Net has looked everywhere before its first up block
+                side = round(changed[0].size ** 0.5)
+                where = np.unravel_index(changed[0].argmax(), (side, side))
+                assert min(where) >= side // 2, name
 
 
 def test_the_same_run_gives_the_same_numbers(finished, timm_folder: Path) -> None:
