@@ -58,7 +58,12 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
         for entry in wanted.entries:
             write_atomic(_recipe_path(folder, entry), dump_recipe(_timeless(entry.recipe)).encode())
         draws.remember(folder, found)
-    at_a_time = draws_at_a_time(workers, len(asked.own_draws), wanted.base.backend.device)
+    device, own = wanted.base.backend.device, len(asked.own_draws)
+    at_a_time, possible = draws_at_a_time(workers, own, device), draws_at_a_time(own, own, device)
+    if possible > at_a_time:
+        reporter_class().line(
+            f"{at_a_time} of {own} draws at a time; --workers {possible} takes {possible} beside each other"
+        )
     workshop = Workshop(wanted, folder, workers, at_a_time, reporter_class)
     workshop.refuse_peeking()
     if asked.shard:

@@ -132,7 +132,15 @@ def red_clip() -> Clip:
     """Sees how red, green and blue a patch is, and nothing else."""
     zero, one = (0.0,) * 3, (1.0,) * 3
     return Clip(
-        8, 1.0, "cpu", torch.float32, zero, one, lambda images: images.mean(dim=(2, 3)) + 1e-3, lambda texts: None
+        size_px=8,
+        scale=1.0,
+        device="cpu",
+        dtype=torch.float32,
+        mean=zero,
+        std=one,
+        encode_image=lambda images: images.mean(dim=(2, 3)) + 1e-3,
+        encode_maps=lambda images: [images],
+        encode_text=lambda texts: None,
     )
 
 
