@@ -42,14 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         root = options.keep or Path(name)
         measured = {method: alone(method, root / "alone" / method, options) for method in options.only}
         together = compared(root / "together", options)
-    seconds = {method: measured.get(method, measured.get(like(method, measured), 0.0)) for method in METHODS}
-    answer = {"benchmark": "compare", "methods": len(METHODS), "draws": options.draws, "workers": options.workers}
-    answer |= {
-        "comparison_seconds_a_draw": round(together / options.draws),
-        "own_runs_seconds": round(sum(seconds.values())),
+    apart, a_draw = sum(measured[like(method, options.only)] for method in METHODS), together / options.draws
+    answer = {
+        "benchmark": "compare",
+        "methods": len(METHODS),
+        "draws": options.draws,
+        "workers": options.workers,
+        "comparison_seconds_a_draw": round(a_draw),
+        "own_runs_seconds": round(apart),
+        "share": round(a_draw / apart, 3),
+        "measured": {name: round(value) for name, value in measured.items()},
     }
-    answer |= {"share": round(together / options.draws / sum(seconds.values()), 3)}
-    print(json.dumps(answer | {"measured": {name: round(value) for name, value in measured.items()}}))
+    print(json.dumps(answer))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from variegate.errors import ModelError, Problem
-from variegate.files import file_sha256
+from variegate.files import about_weights, file_sha256
 from variegate.image_text import CLIP, check_clip, clip_fingerprint, open_clip_model
 from variegate.recipe import Recipe
 
@@ -82,14 +82,7 @@ def trained_file(name: str) -> Path:
 
 def trained_classes(name: str) -> list[str]:
     """The classes that classifier:PATH tells apart; none where the file is no classifier of variegate's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(trained_file(name), "np") as file:
-            about = json.loads((file.metadata() or {}).get("variegate", "{}"))
-    except (SafetensorError, OSError, ValueError):
-        return []
-    return [str(one) for one in about.get("classes", [])] if isinstance(about, dict) else []
+    return list(map(str, about_weights(trained_file(name)).get("classes", [])))
 
 
 def _not_trained(name: str, where: str) -> Problem:

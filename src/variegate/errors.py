@@ -16,6 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    """Names for a sentence, the first `most` of them and a count of the rest.
+
+    >>> first_of(["ant", "bee"], 5), first_of(["ant", "bee", "cat"], 2)
+    ('ant, bee', 'ant, bee and 1 more')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong: where it is, what it is, and what to do next."""

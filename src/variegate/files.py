@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 FILE_THREADS = 8  # of whoever writes many files: syncing waits for the disk, not for the processor
+
+
+def about_weights(path: Path) -> dict[str, Any]:
+    """What variegate wrote beside the weights of a .safetensors file; empty where it wrote none, or the file cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            about = json.loads((file.metadata() or {}).get("variegate", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:

@@ -5,11 +5,11 @@ variegate writes into every classifier which images it has learned from: the fir
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from variegate.errors import Problem
+from variegate.files import about_weights
 
 SEEN = "seen"  # in the metadata of model.safetensors
 _DIGITS = 16
@@ -22,17 +22,11 @@ def marks(hashes: Iterable[str]) -> list[str]:
 
 def seen_by(path: Path) -> list[str] | None:
     """Marks of the images that a .safetensors file, or those in a folder, were learned from; None where no file tells."""
-    from safetensors import SafetensorError, safe_open
-
     found: list[str] | None = None
     for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-        try:
-            with safe_open(file, "np") as opened:
-                about = json.loads((opened.metadata() or {}).get("variegate", "{}"))
-        except (SafetensorError, OSError, ValueError):
-            continue  # whoever loads it says what is wrong with it
-        if isinstance(about, dict) and isinstance(about.get(SEEN), list):
-            found = [*(found or []), *map(str, about[SEEN])]
+        seen = about_weights(file).get(SEEN)  # of a file that cannot be read whoever loads it says what is wrong
+        if isinstance(seen, list):
+            found = [*(found or []), *map(str, seen)]
     return found
 
 

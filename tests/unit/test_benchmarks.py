@@ -69,6 +69,18 @@ def test_few_shot_gains_are_measured_over_real_images_and_over_randaugment(last_
     assert gain["low"] <= gain["difference"] <= gain["high"] and 0 <= gain["p_holm"] <= 1
 
 
+def test_a_run_that_is_not_timed_costs_what_one_of_its_kind_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No recipe stands for a classifier alone, nor the other way round, and real images alone for nothing else."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    bench = runpy.run_path(str(BENCHMARKS / "compare.py"))
+    taken = {method: bench["like"](method, ["real", "real+cutmix", "diff-mix"]) for method in bench["METHODS"]}
+    assert taken["real"] == "real" and taken["duplicated real"] == taken["real+mixup"] == "real+cutmix"
+    assert {taken[recipe] for recipe in bench["RECIPES"]} == {"diff-mix"}
+    for lacking in ("real,variegate", "real+mixup,variegate", "real,real+mixup", "real,real+mixup,variegat"):
+        with pytest.raises(SystemExit):
+            bench["parse"](["--only", lacking])
+
+
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
     assert found["map_correlation"] > 0.98 and found["ratio"] > 0 and found["patches"] == 225

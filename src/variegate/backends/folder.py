@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from variegate.errors import ModelError, Problem
+from variegate.errors import ModelError, Problem, first_of
 
 STARTER = Path(__file__).parent / "starter"
 OWN = {"starter": STARTER, "starter-onestep": STARTER.with_name("starter-onestep")}  # models inside the package
@@ -161,11 +161,11 @@ def shape_problems(
     wrong = [f"{name} {found[name]} against {own[name]}" for name in both if found[name] != own[name]]
     texts = {"keys that the model's U-Net has not": unknown, "keys missing": missing, "shapes that differ": wrong}
     remedy = "use a U-Net of the same architecture, or the model it was made for"
-    return [Problem(where, f"{len(names):,} {text}: {_some(names)}", remedy) for text, names in texts.items() if names]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN_KEYS]) + (f" and {len(names) - SHOWN_KEYS:,} more" if len(names) > SHOWN_KEYS else "")
+    return [
+        Problem(where, f"{len(names):,} {text}: {first_of(names, SHOWN_KEYS)}", remedy)
+        for text, names in texts.items()
+        if names
+    ]
 
 
 def model_problems(folder: Path) -> list[Problem]:

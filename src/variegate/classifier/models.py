@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from variegate.errors import ModelError, Problem
+from variegate.files import about_weights
 from variegate.recipe import TrainSection
 
 OWN_MODEL = "resnet-small"
@@ -296,8 +297,7 @@ def _published_scaling(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 def _scaling(name: str, path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) that the weights of a file learned with: a run's own are in the file, others are a published model's."""
-    with safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("variegate", "{}"))
+    about = about_weights(path)
     if "mean" in about:
         return tuple(about["mean"]), tuple(about["std"])
     return _OWN_MEAN_STD if name in OWN_MODELS else _published_scaling(name)

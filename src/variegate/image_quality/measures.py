@@ -104,9 +104,7 @@ class Diversity:
     def __init__(self) -> None:
         self._count = 0
         self._sums: list[np.ndarray] = []  # of every layer's unit vectors, [C, h, w]
-        self._own = (
-            0.0  # squared lengths, means over places, mean over layers: 1 an image but for places without any feature
-        )
+        self._own = 0.0  # squared lengths, a mean over places and layers: 1 an image but where nothing is seen
 
     def add(self, maps: Sequence[np.ndarray]) -> None:
         """Feature maps of some images, one [N, C, h, w] a layer."""

@@ -31,6 +31,7 @@ SCHEMA = 2
 WHERE = "--encoder"
 REPEATS = 5  # splits of the reference
 DIVERSITY_IMAGES = 100  # of a class, of either kind, that are compared with each other
+MAPS_AT_A_TIME = 8  # images: all layers of VGG-16 take 25 MB each, and as much again as unit vectors
 MAX_IMAGES = 5000  # of either kind that are measured; more are drawn from, by seed
 LEAST_REFERENCE, LEAST_SYNTHETIC = 20, 10  # images that a comparison needs, overall and of a class
 LEAST_FRECHET = 50  # images a side from which on a class's Frechet distance says anything
@@ -148,8 +149,8 @@ def _diversity(
     with reporter.bar(f"comparing {what}", sum(map(len, own.values()))) as bar:
         for label, places in own.items():
             diversity = measures.Diversity()
-            for first in range(0, len(places), 32):
-                some = [paths[place] for place in places[first : first + 32]]
+            for first in range(0, len(places), MAPS_AT_A_TIME):
+                some = [paths[place] for place in places[first : first + MAPS_AT_A_TIME]]
                 diversity.add(encoder.maps(load_squares(some, encoder.size_px, section.fit, section.max_megapixels)))
                 bar.advance(len(some))
             if diversity.value is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from variegate.errors import ModelError, Problem
+from variegate.errors import ModelError, Problem, first_of
 from variegate.files import write_atomic
 from variegate.importers.found import Found
 from variegate.importers.weights import Weights, tensor_problems, unknown_keys
@@ -88,8 +88,7 @@ def _key_problems(values: Mapping[str, Any], path: Path) -> list[Problem]:
     problems = unknown_keys([key for key in values if key not in known], path, "a DIAGen filter")
     missing = sorted(known - optional - set(values))
     if missing:
-        shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10:,} more" if len(missing) > 10 else "")
-        problems.append(Problem(str(path), f"lacks {len(missing):,} keys: {shown}", REMEDY))
+        problems.append(Problem(str(path), f"lacks {len(missing):,} keys: {first_of(missing, 10)}", REMEDY))
     head: Sequence[int] = getattr(values.get("out.weight"), "shape", ())
     shapes = expected | ({"out.weight": (head[0], 2048), "out.bias": (head[0],)} if len(head) == 2 else {})
     wrong = [

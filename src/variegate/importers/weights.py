@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from variegate.errors import ModelError, Problem
+from variegate.errors import ModelError, Problem, first_of
 
 if TYPE_CHECKING:
     import torch
@@ -158,8 +158,7 @@ def tensor_problems(tensors: Mapping[str, Any], path: Path) -> list[Problem]:
 
 def some_keys(keys: list[str]) -> str:
     """Keys by name; beyond a hundred they are counted."""
-    more = f" and {len(keys) - SHOWN_KEYS:,} more" if len(keys) > SHOWN_KEYS else ""
-    return ", ".join(map(str, keys[:SHOWN_KEYS])) + more
+    return first_of(list(map(str, keys)), SHOWN_KEYS)
 
 
 def unknown_keys(keys: list[str], path: Path, what: str) -> list[Problem]:

@@ -23,7 +23,7 @@ from variegate.encoders import (
     trained_classes,
     trained_file,
 )
-from variegate.errors import Problem, RecipeError
+from variegate.errors import Problem, RecipeError, first_of
 from variegate.files import file_sha256
 from variegate.image_quality.copying import find_copies, units_of
 from variegate.images import load_squares
@@ -147,16 +147,12 @@ def _unknown_classes(encoder: str, names: Sequence[str], where: str) -> list[Pro
     missing = [name for name in names if name not in known]
     if not known or not missing:
         return []
-    text = f"{encoder} tells {_few(known)} and not {_few(missing)}"
+    text = f"{encoder} tells {first_of(known, 5)} and not {first_of(missing, 5)}"
     return [
         Problem(
             where, text, "use one taught with these class names; variegate import --classes gives a filter its names"
         )
     ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 # ------------------------------------------------------------------------------------------------ scoring

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from variegate.errors import Problem
+from variegate.errors import Problem, first_of
 from variegate.images import Content
 from variegate.records import Split, content_id
 
@@ -107,9 +107,7 @@ def enumerated(names: Iterable[str]) -> str:
     >>> enumerated(["b", "a"])
     'a, b'
     """
-    names = sorted(names)
-    rest = f" and {len(names) - MAX_SHOWN:,} more" if len(names) > MAX_SHOWN else ""
-    return ", ".join(names[:MAX_SHOWN]) + rest
+    return first_of(sorted(names), MAX_SHOWN)
 
 
 def did_you_mean(word: str, known: Sequence[str], otherwise: str = "") -> str:
