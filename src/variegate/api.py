@@ -20,7 +20,7 @@ from variegate.errors import Problem, RunFolderError, UserError
 from variegate.pipeline import Context, run_stages
 from variegate.progress import EventLog, QuietReporter, Reporter
 from variegate.recipe import Recipe
-from variegate.recipe_file import build_recipe, difference, dump_recipe, idle_settings, load_recipe, parse_yaml
+from variegate.recipe_file import build_recipe, difference, dump_recipe, idle_settings, load_recipe
 from variegate.store import RunFolder
 
 if TYPE_CHECKING:
@@ -246,14 +246,14 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
-    old = parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+    old = load_recipe(str(path)) if path.exists() else None  # keys that came since have their defaults
     if old is not None and not begun:
         _keep_adapter(folder, old, recipe)
     if old is not None and begun:
-        changed = difference(old, recipe.model_dump(mode="json"))
+        changed = difference(old.model_dump(mode="json"), recipe.model_dump(mode="json"))
         if not changed:
             return
-        if not extends(Recipe.model_validate(old), recipe):
+        if not extends(old, recipe):
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
             problems = [Problem(str(folder.root), f"was made by another recipe: {line}") for line in changed]
             problems[-1] = replace(problems[-1], remedy=remedy)
@@ -262,17 +262,17 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     folder.write("recipe.yaml", dump_recipe(recipe))
 
 
-def _keep_adapter(folder: RunFolder, old: dict[str, Any], recipe: Recipe) -> None:
+def _keep_adapter(folder: RunFolder, old: Recipe, recipe: Recipe) -> None:
     """Refuse to learn another adapter where one is finished: it may have taken days."""
     from variegate.backends.adapter import ADAPTER, FACTS
 
     own = folder.path(ADAPTER)
-    if not (own / FACTS).is_file() or Recipe.model_validate(old).adapt.method in {"none", "file"}:
+    if not (own / FACTS).is_file() or old.adapt.method in {"none", "file"}:
         return
     if recipe.adapt.method == "file" and Path(str(recipe.adapt.path)).resolve() == own.resolve():
         return
-    changed = [line for line in difference(old, recipe.model_dump(mode="json")) if line.startswith(LEARNED_FROM)]
-    changed = [line for line in changed if not line.startswith(NOT_LEARNED)]
+    changed = difference(old.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    changed = [line for line in changed if line.startswith(LEARNED_FROM) and not line.startswith(NOT_LEARNED)]
     if changed:
         remedy = (
             f"choose another --out folder, or draw with what is there: --set adapt.method=file --set adapt.path={own}"

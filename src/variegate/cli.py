@@ -171,6 +171,7 @@ def plan(
 ) -> None:
     """Say what run would make and cost: images, steps, time, disk, memory. Touches nothing."""
     from variegate.api import check, settle
+    from variegate.stages.curate.estimate import estimate as estimate_curate
     from variegate.stages.generate.stage import estimate
     from variegate.stages.prompts.stage import estimate as estimate_prompts
     from variegate.stages.refine.stage import estimate as estimate_refine
@@ -186,6 +187,7 @@ def plan(
         drawing,
         estimate_prompts(settled, facts.classes),
         estimate_refine(settled, facts.classes, drawing["images"], measure=measure),
+        estimate_curate(settled, counts["train"], drawing["images"], measure=measure),
         estimate_train(settled, counts, drawing["images"], measure=measure),
     ):
         seconds |= part.pop("seconds", {})

@@ -518,6 +518,9 @@ class CurateStep(Section):
     # classifier:PATH: a trained one, a run's model.safetensors or what variegate import made of a filter
     encoder: str = "auto"
     views: int = Field(1, ge=1, le=64)  # that agreement is the mean of: the whole image, then random windows of it
+    min_images: int = Field(0, ge=0)  # training images of the smallest class under which no judge is asked
+    min_accuracy: Fraction | None = None  # share of held-out real images a judge gets right, or it is not listened to;
+    # null: clearly more than a guess would
     text: str = "a photo of a {name}"  # text-agreement: what is said of each class; {description} may be used too
     against: str | None = None  # text-agreement: what else an image may show; null: the other classes' texts
     of_sources: bool = (

@@ -220,6 +220,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     lines: list[str] = []
     for key in list(dict.fromkeys([*old, *new])):
         before, after = old.get(key), new.get(key)
+        if isinstance(before, list) and isinstance(after, list) and isinstance((before or after or [0])[0], Mapping):
+            before, after = (dict(enumerate(steps)) for steps in (before, after))
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += difference(before, after, f"{prefix}{key}.")
         elif before != after:

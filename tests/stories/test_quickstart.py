@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from driving import SMALL_ARGUMENTS, command, variegate
+from driving import SMALL_ARGUMENTS, command, settings, variegate
 
 from variegate.recipe_file import RECIPES, recipe_names
 
@@ -33,6 +33,7 @@ def test_run_leaves_images_results_and_a_report(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     assert [arm["arm"] for arm in results["arms"]] == ["real", "real+synthetic"]
     assert results["synthetic"]["drawn"] == len(pictures)
+    assert [entry["images"] for entry in results["synthetic"]["class_agreement"]] == [6, 6, 6]
     assert (finished / "adapt/pytorch_lora_weights.safetensors").is_file()
     assert results["verdict"] in (finished / "report.html").read_text().replace("&#39;", "'")
     assert not list(finished.rglob("*.tmp"))
@@ -75,7 +76,8 @@ def test_plan_tells_the_time_of_every_slow_stage_and_of_the_whole() -> None:
     assert seconds["total"] == pytest.approx(
         sum(value for stage, value in seconds.items() if stage != "total"), abs=0.1
     )
-    assert "total" in variegate("plan", *SMALL_ARGUMENTS).out
+    said = variegate("plan", *SMALL_ARGUMENTS, *settings("curate.1.min_images=3"))
+    assert "total" in said.out and "curate" in said.out, "a jury is taught where classes have the images it wants"
     assert not list(Path.cwd().iterdir())
 
 

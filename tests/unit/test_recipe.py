@@ -148,6 +148,17 @@ def test_a_resolved_recipe_reads_back_the_same(tmp_path: Path) -> None:
     assert difference(recipe.model_dump(), load_recipe("real-mix", ["seed=4"]).model_dump()) == ["seed: 3 -> 4"]
 
 
+def test_steps_of_a_list_differ_key_by_key_and_keys_that_came_later_do_not(tmp_path: Path) -> None:
+    old, new = (
+        load_recipe("variegate", [f"curate=[{{score: copy, of_sources: {known}}}]"]) for known in ("true", "false")
+    )
+    lines = difference(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    assert lines == ["curate.0.of_sources: True -> False"]
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_recipe(old).replace("  min_images: 0\n", ""))  # as a version without that key wrote it
+    assert "min_images" not in path.read_text() and load_recipe(str(path)) == old
+
+
 def test_no_option_is_dead() -> None:
     """Every recipe field is read as an attribute somewhere outside recipe.py."""
     read = set()

@@ -18,7 +18,7 @@ from variegate.errors import Problem, RunFolderError, UserError
 from variegate.files import write_atomic
 from variegate.progress import QuietReporter
 from variegate.recipe import Recipe
-from variegate.recipe_file import difference, dump_recipe, parse_yaml
+from variegate.recipe_file import difference, dump_recipe, load_recipe
 from variegate.records import rounded
 from variegate.store import explained
 
@@ -100,8 +100,8 @@ def _refuse_changes(folder: Path, wanted: Wanted) -> None:
     for entry in wanted.entries:
         path = _recipe_path(folder, entry)
         if path.is_file():
-            old = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-            lines = difference(old, _timeless(entry.recipe).model_dump(mode="json"))
+            old = load_recipe(str(path))  # keys that came since have their defaults
+            lines = difference(old.model_dump(mode="json"), _timeless(entry.recipe).model_dump(mode="json"))
             problems += [Problem(str(folder), f"compared another {entry.name}: {line}") for line in lines]
     if problems:
         problems[-1] = replace(problems[-1], remedy="choose another --out folder, or give the recipe another name")

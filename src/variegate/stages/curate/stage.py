@@ -102,6 +102,7 @@ def run(context: Context) -> dict[str, Any]:
     images = folder.synthetic_images(kept_only=False)
     decisions = [Decision(image.id) for image in images]
     judges: list[dict[str, Any]] = []
+    notes: list[str] = []
     warnings: list[str] = []
     for step in recipe.curate if images else ():
         if step.score == "blank":
@@ -113,23 +114,29 @@ def run(context: Context) -> dict[str, Any]:
             decisions, doubts = _without_copies(context, step, decisions, images)
             warnings += doubts
             continue
+        if few := _too_few(context, step, names):
+            notes.append(few)
+            continue
         judge, agreement = _agreement(context, step, images)
-        judges.append(_judge_facts(step, judge))
+        doubt = _doubt(step, judge)
+        unfit = "" if judge is None or doubt else _unfit(step, judge)
+        judges.append(_judge_facts(step, judge, used=not doubt and not unfit))
         if step.encoder.startswith(TRAINED) and seen_by(trained_file(step.encoder)) is None:
             warnings.append(
                 f"{step.encoder} does not tell which images it was made from: it may have seen validation or test images"
             )
         if judge is not None:
             folder.put_scores(_score_name(step), agreement.items())
-        doubt = _doubt(step, judge)
         if doubt:
             warnings.append(doubt)
+        elif unfit:
+            notes.append(unfit)
         else:
             decisions = _follow(step, decisions, agreement, images, num_classes=len(names))
     folder.put_decisions(NAME, ((d.id, d.action, d.weight, d.reason) for d in decisions))
     if images:
         write_card(folder, recipe)
-    return _summary(images, decisions, judges, warnings, names)
+    return _summary(images, decisions, judges, notes, warnings, names)
 
 
 def _leak_problems(recipe: Recipe, held_out: Collection[str]) -> list[Problem]:
@@ -332,10 +339,27 @@ def _doubt(step: CurateStep, judge: Judge | None) -> str:
     return ""
 
 
-def _judge_facts(step: CurateStep, judge: Judge | None) -> dict[str, Any]:
+def _too_few(context: Context, step: CurateStep, names: Sequence[str]) -> str:
+    """Why no judge is asked: a class has fewer training images than the step wants; empty when one is."""
+    counts = Counter(image.label for image in context.folder.real_images("train"))
+    label = min(range(len(names)), key=lambda label: counts[label])
+    if counts[label] >= step.min_images:
+        return ""
+    return f"{_score_name(step)} was not asked: {counts[label]} training images of {names[label]}, min_images {step.min_images}"
+
+
+def _unfit(step: CurateStep, judge: Judge) -> str:
+    """Why a judge that is better than guessing is not listened to; empty when it is."""
+    if step.min_accuracy is None or judge.held_out_accuracy >= step.min_accuracy:
+        return ""
+    right, needed = 100 * judge.held_out_accuracy, 100 * step.min_accuracy
+    return f"{_score_name(step)} was not used: its judge is right on {right:.0f} % of held-out real images, min_accuracy {needed:.0f} %"
+
+
+def _judge_facts(step: CurateStep, judge: Judge | None, *, used: bool) -> dict[str, Any]:
     """What is known of a judge; calibration errors are on held-out real images, without its temperature and with it."""
     numbers = {name: getattr(judge, name, None) for name in _JUDGED}
-    return {"encoder": step.encoder, **rounded(numbers), "used": judge is not None and not judge.is_weak}
+    return {"encoder": step.encoder, **rounded(numbers), "used": used}
 
 
 def _score_name(step: CurateStep) -> str:
@@ -352,6 +376,7 @@ def _summary(
     images: Sequence[SyntheticImage],
     decisions: Sequence[Decision],
     judges: list[dict],
+    notes: list[str],
     warnings: list[str],
     names: list[str],
 ) -> dict[str, Any]:
@@ -375,7 +400,7 @@ def _summary(
     emptied = sorted({image.target for image in images} - set(left))
     warnings = [*warnings, *(f"every synthetic image of {names[label]} was dropped" for label in emptied)]
     return {
-        "line": "; ".join([line, *warnings]),
+        "line": "; ".join([line, *notes, *warnings]),
         "in": len(images),
         "kept": len(kept),
         "dropped": reasons,

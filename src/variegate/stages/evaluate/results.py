@@ -195,8 +195,10 @@ def counts_by_split(images: Sequence[RealImage], num_classes: int) -> dict[str, 
     return {split: [found[split, label] for label in range(num_classes)] for split in splits}
 
 
-def synthetic_facts(images: Sequence[SyntheticImage], num_classes: int) -> dict[str, Any]:
-    """How many were drawn, kept, and dropped for which reason."""
+def synthetic_facts(
+    images: Sequence[SyntheticImage], num_classes: int, agreement: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """How many were drawn, kept, and dropped for which reason, and what their classes are taken for."""
     kept = Counter(image.target for image in images if image.action == "keep")
     dropped = Counter(image.reason or "no reason given" for image in images if image.action == "drop")
     return {
@@ -204,6 +206,7 @@ def synthetic_facts(images: Sequence[SyntheticImage], num_classes: int) -> dict[
         "kept": sum(kept.values()),
         "dropped": {reason: dropped[reason] for reason in sorted(dropped)},
         "per_class": [kept[label] for label in range(num_classes)],
+        "class_agreement": agreement,
     }
 
 
@@ -214,6 +217,7 @@ def assemble(
     classes: Sequence[ClassInfo],
     real: Sequence[RealImage],
     synthetic: Sequence[SyntheticImage],
+    agreement: Sequence[Mapping[str, Any]] | None,
     test: TestSet,
     extra: Sequence[TestSet],
     bounds: tuple[int, int],
@@ -228,7 +232,7 @@ def assemble(
             "data": data,
             "classes": [info.name for info in classes],
             "counts": counts,
-            "synthetic": synthetic_facts(synthetic, len(classes)),
+            "synthetic": synthetic_facts(synthetic, len(classes), agreement),
             **found,
             "shots": shot_facts(test, counts["train"], bounds),
             "groups": group_facts(test),

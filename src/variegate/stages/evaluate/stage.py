@@ -45,6 +45,7 @@ def run(context: Context) -> dict[str, Any]:
         classes=classes,
         real=real,
         synthetic=folder.synthetic_images(kept_only=False),
+        agreement=_agreement(folder),
         test=test,
         extra=extra,
         bounds=recipe.evaluate.shot_bounds,
@@ -103,6 +104,12 @@ def _rows(table: pa.Table, split: str, weights: str) -> tuple[list[str], np.ndar
     ids, labels = chosen["id"].to_pylist(), chosen["label"].to_numpy().astype(np.int64)
     flat = np.asarray(chosen["probabilities"].combine_chunks().flatten(), np.float64)
     return ids, labels, flat.reshape(len(ids), -1) if ids else np.empty((0, 0))
+
+
+def _agreement(folder: RunFolder) -> list[dict[str, Any]] | None:
+    """What classifiers of the real images alone take the drawn ones for, class by class."""
+    done = folder.stage("train")
+    return (done[1].get("class_agreement") if done else None) or None
 
 
 def _warnings(recipe: Recipe, folder: RunFolder) -> list[str]:

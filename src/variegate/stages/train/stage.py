@@ -17,8 +17,8 @@ import numpy as np
 
 from variegate import __version__
 from variegate.backends.devices import this_machine
-from variegate.classifier import mixing
-from variegate.classifier.fit import choose_compute, features, rate_of
+from variegate.classifier import labels, mixing
+from variegate.classifier.fit import choose_compute, features, predict, rate_of
 from variegate.classifier.models import (
     check_model_name,
     check_net,
@@ -32,7 +32,7 @@ from variegate.leaks import seen_by, seen_problems
 from variegate.pipeline import Context
 from variegate.recipe import ArmSection, Recipe, TrainSection
 from variegate.records import ClassInfo, RealImage, SyntheticImage, content_id, extra_tests, seed_from
-from variegate.stages.train import feature_space
+from variegate.stages.train import class_agreement, feature_space
 from variegate.stages.train.cache import ImageFile, carried, load_images
 from variegate.stages.train.estimate import estimate
 from variegate.stages.train.files import read_log
@@ -123,7 +123,7 @@ def run(context: Context) -> dict[str, Any]:
         folder.path(f"{task.folder}/{CHECKPOINT}").unlink(missing_ok=True)  # a kill may have left it
     _train(context, [task for task in tasks if task not in finished], len(tasks), workshop)
     _draw_feature_space(tasks, workshop, folder)
-    return _summary(tasks, subset, workshop, folder)
+    return _summary(tasks, subset, _look_at_classes(tasks, workshop, folder), workshop, folder)
 
 
 def _train(context: Context, pending: list[TrainTask], num_tasks: int, workshop: Workshop) -> None:
@@ -298,8 +298,34 @@ def _draw_feature_space(tasks: list[TrainTask], workshop: Workshop, folder: RunF
     folder.put_artefact(NAME, "feature-space", FEATURE_SPACE)
 
 
+def _look_at_classes(tasks: list[TrainTask], workshop: Workshop, folder: RunFolder) -> list[dict[str, Any]]:
+    """What the classifiers of an arm of real images alone take the drawn ones for, those with labels of two classes left out."""
+    arm = next((task.arm for task in tasks if task.arm.images == "real" and not task.arm.copies), None)
+    if arm is None or not workshop.synthetic:
+        return []
+    options, held_out = workshop.recipe.train_of(arm).label, workshop.held_out["val"]
+    rows = labels.soft_targets(workshop.synthetic, len(workshop.class_names), gamma=options.gamma, kappa=1.0)
+    targets = np.array([image.target for image in workshop.synthetic], np.int64)
+    usable = (rows[np.arange(len(rows)), targets] > 0.99) & [image.weight > 0 for image in workshop.synthetic]
+    rng = np.random.default_rng(seed_from(workshop.recipe.seed, "class-agreement"))
+    chosen = class_agreement.chosen_images(targets, usable, rng)
+    seen = {"synthetic": chosen, "val": np.arange(len(held_out))}
+    own = [open_classifier(folder.path(f"{task.folder}/{FILES[0]}"))[0] for task in tasks if task.arm == arm]
+    drawn, real = (
+        np.mean([predict(one, workshop.pixels[kind][which], workshop.compute) for one in own], axis=0)
+        for kind, which in seen.items()
+    )
+    return class_agreement.class_agreement(
+        drawn, targets[chosen], real, np.array([i.label for i in held_out], np.int64)
+    )
+
+
 def _summary(
-    tasks: list[TrainTask], subset: dict[str, tuple[int, ...]], workshop: Workshop, folder: RunFolder
+    tasks: list[TrainTask],
+    subset: dict[str, tuple[int, ...]],
+    agreement: list[dict[str, Any]],
+    workshop: Workshop,
+    folder: RunFolder,
 ) -> dict[str, Any]:
     rows = []
     for task in tasks:
@@ -320,12 +346,15 @@ def _summary(
         warnings.append(
             "the file at train.pretrained does not tell which images it was made from: it may have seen test images"
         )
+    if drawn_as_others := class_agreement.warning(agreement, workshop.class_names):
+        warnings.append(drawn_as_others)
     unseen = [image for images in workshop.held_out.values() for image in images]
     warnings += pool_warnings(workshop.recipe.train.pools, unseen, workshop.recipe.dataset)
     return {
         "line": "; ".join([line, *warnings]),
         "tasks": rows,
         "subset": subset,
+        "class_agreement": agreement,
         "steps": workshop.steps,
         "lr": rate_of(workshop.recipe.train),
         "warnings": warnings,

@@ -182,26 +182,30 @@ def test_clip_features_have_length_one_and_follow_the_pixels(coloured_run, clip_
 
 
 class Encoder:
-    """Says what it is told: the class's own direction for red and green, noise for everything when `is_blind`."""
+    """Says what it is told: the class's own direction for red and green, noise for the images it does not see: all but a share `sees`."""
 
     size_px = 16
 
-    def __init__(self, is_blind: bool) -> None:
-        self.is_blind = is_blind
+    def __init__(self, sees: float) -> None:
+        self.sees = sees
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        if self.is_blind:
-            seeds = pixels.reshape(len(pixels), -1)[:, :200].astype(np.uint32)
-            return np.stack([np.random.default_rng(seed).normal(size=8) for seed in seeds]).astype(np.float32)
-        return pixels.reshape(len(pixels), -1, 3).max(axis=1).astype(np.float32)
+        colours = pixels.reshape(len(pixels), -1, 3).max(axis=1).astype(np.float32)
+        dice = [np.random.default_rng(seed) for seed in pixels.reshape(len(pixels), -1)[:, :200].astype(np.uint32)]
+        return np.stack(
+            [
+                colour if die.random() < self.sees else die.normal(size=3)
+                for colour, die in zip(colours, dice, strict=True)
+            ]
+        )
 
 
 @pytest.fixture
 def judged(coloured_run, monkeypatch: pytest.MonkeyPatch):
     """Run curate with a judge whose eyes are known."""
 
-    def make(step: dict, *, is_blind: bool):
-        monkeypatch.setattr(stage, "open_encoder", lambda name, recipe: nullcontext(Encoder(is_blind)))
+    def make(step: dict, *, sees: float):
+        monkeypatch.setattr(stage, "open_encoder", lambda name, recipe: nullcontext(Encoder(sees)))
         context = coloured_run(curate=[step])
         return context, stage.run(context)
 
@@ -210,7 +214,7 @@ def judged(coloured_run, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("keys", [{"policy": "weight"}, {"drop_below": 0.9}, {"drop_fraction": 0.5}])
 def test_a_weak_judge_decides_nothing_and_the_summary_says_so(judged, keys: dict) -> None:
-    context, summary = judged(agreement(**keys), is_blind=True)
+    context, summary = judged(agreement(**keys), sees=0.0)
     assert summary["judges"][0]["used"] is False
     assert "was not used: its judge is right on" in summary["line"]
     assert len(summary["warnings"]) == 1
@@ -219,8 +223,32 @@ def test_a_weak_judge_decides_nothing_and_the_summary_says_so(judged, keys: dict
     }
 
 
+def test_a_judge_is_asked_where_every_class_has_the_images_it_wants(coloured_run) -> None:
+    keys = {"train": {"steps": 60, "batch": 15, "lr": 0.005}, "splits": {"train": 10, "val": 16, "test": 2}}
+    context = coloured_run(curate=[agreement(encoder="classifier", policy="weight", min_images=11)], **keys)
+    summary = stage.run(context)
+    assert "class-agreement classifier was not asked: 10 training images of" in summary["line"]
+    assert "min_images 11" in summary["line"] and not summary["warnings"] and not summary["judges"]
+    assert not context.folder.scores("class-agreement classifier"), "nothing was trained for it"
+    assert {image.weight for image in context.folder.synthetic_images()} == {1.0}
+
+
+def test_a_judge_is_listened_to_where_it_is_right_as_often_as_asked(judged) -> None:
+    _, before = judged(agreement(policy="weight"), sees=0.9)
+    right = before["judges"][0]["held_out_accuracy"]
+    assert before["judges"][0]["used"] and right < 1.0
+    context, summary = judged(agreement(policy="weight", min_accuracy=(1 + right) / 2), sees=0.9)
+    assert f"its judge is right on {100 * right:.0f} % of held-out real images, min_accuracy" in summary["line"]
+    assert not summary["judges"][0]["used"] and not summary["warnings"]
+    assert len(context.folder.scores("class-agreement")) == 18, "its opinion is kept all the same"
+    assert {image.weight for image in context.folder.synthetic_images()} == {1.0}
+    context, summary = judged(agreement(policy="weight", min_accuracy=right - 0.01), sees=0.9)
+    assert summary["judges"][0]["used"]
+    assert min(image.weight for image in context.folder.synthetic_images()) < 1.0
+
+
 def test_agreement_below_one_half_weighs_an_image_down(judged) -> None:
-    context, summary = judged(agreement(policy="weight"), is_blind=False)
+    context, summary = judged(agreement(policy="weight"), sees=1.0)
     scores = context.folder.scores("class-agreement")
     kept = context.folder.synthetic_images()
     assert summary["judges"][0]["used"] and len(kept) == 18
@@ -230,11 +258,11 @@ def test_agreement_below_one_half_weighs_an_image_down(judged) -> None:
 
 def test_several_views_give_one_opinion_that_a_restart_repeats(judged) -> None:
     """DIAGen weighs by the mean over five views; the whole image is one of ours."""
-    context, summary = judged(agreement(policy="weight", views=5), is_blind=False)
+    context, summary = judged(agreement(policy="weight", views=5), sees=1.0)
     five = context.folder.scores("class-agreement")
     stage.run(context)
     assert context.folder.scores("class-agreement") == five and summary["judges"][0]["used"]
-    context, _ = judged(agreement(policy="weight"), is_blind=False)
+    context, _ = judged(agreement(policy="weight"), sees=1.0)
     single = context.folder.scores("class-agreement")
     assert five != single
     assert all(one / 5 - 1e-6 <= five[name] <= (one + 4) / 5 + 1e-6 for name, one in single.items())
@@ -242,7 +270,7 @@ def test_several_views_give_one_opinion_that_a_restart_repeats(judged) -> None:
 
 def test_the_judges_calibration_is_told(judged) -> None:
     """DIAGen prints its temperature and the calibration error before and after, on held-out images."""
-    _, summary = judged(agreement(policy="weight"), is_blind=False)
+    _, summary = judged(agreement(policy="weight"), sees=1.0)
     (judge,) = summary["judges"]
     assert judge["temperature"] > 0 and 0 <= judge["ece_after"] <= 1
     before, after = (f"{100 * judge[key]:.1f} %" for key in ("ece_before", "ece_after"))
@@ -252,7 +280,7 @@ def test_the_judges_calibration_is_told(judged) -> None:
 def test_habitats_that_all_classes_share_do_not_bind_images_together(coloured_run, monkeypatch) -> None:
     seen: list[set[str]] = []
     monkeypatch.setattr(stage, "train_judge", lambda features, labels, groups, *, seed: seen.append(set(groups)))
-    monkeypatch.setattr(stage, "open_encoder", lambda name, recipe: nullcontext(Encoder(is_blind=False)))
+    monkeypatch.setattr(stage, "open_encoder", lambda name, recipe: nullcontext(Encoder(sees=1.0)))
     context = coloured_run(curate=[agreement()])
     images = context.folder.real_images()
     context.folder.put_dataset(context.folder.classes(), [replace(image, group="meadow") for image in images])
@@ -263,7 +291,7 @@ def test_habitats_that_all_classes_share_do_not_bind_images_together(coloured_ru
 
 
 def test_the_share_asked_for_is_dropped_lowest_first(judged) -> None:
-    context, summary = judged(agreement(drop_fraction=0.2), is_blind=False)
+    context, summary = judged(agreement(drop_fraction=0.2), sees=1.0)
     assert summary["dropped"] == {"off-class": 3}
     assert "judge right on" in summary["line"]
     scores = context.folder.scores("class-agreement")
@@ -274,7 +302,7 @@ def test_the_share_asked_for_is_dropped_lowest_first(judged) -> None:
 
 
 def test_without_a_threshold_worse_than_a_guess_is_dropped(judged) -> None:
-    context, _ = judged(agreement(), is_blind=False)
+    context, _ = judged(agreement(), sees=1.0)
     scores = context.folder.scores("class-agreement")
     for image in context.folder.synthetic_images(kept_only=False):
         assert (image.action == "drop") == (scores[image.id] < 1 / 3)

@@ -195,7 +195,8 @@ def test_dropped_images_are_counted_by_reason(evaluated, coloured_run) -> None:
     context.folder.put_decisions("human", [(ids[2], "drop", 0.0, "ugly")])
     found = evaluated()[2]
     assert found["synthetic"] == {
-        "drawn": 18, "kept": 15, "dropped": {"blank": 1, "off-class": 1, "ugly": 1}, "per_class": [3, 6, 6]
+        "drawn": 18, "kept": 15, "dropped": {"blank": 1, "off-class": 1, "ugly": 1}, "per_class": [3, 6, 6],
+        "class_agreement": None,
     }  # fmt: skip
 
 

@@ -306,6 +306,28 @@ def test_the_feature_space_is_that_of_the_real_arm_and_its_axes_of_real_images(c
     assert 0 < one["explained"][1] <= one["explained"][0] <= 1
 
 
+def test_a_class_that_is_drawn_as_another_is_warned_of(coloured_run) -> None:
+    """Every image of blue shows a green square; images between two classes are not held against them."""
+    keys = {
+        "train": {"steps": 60, "batch": 15, "lr": 0.005},
+        "splits": {"train": 10, "val": 16, "test": 2},
+        "drawn": 16,
+    }
+    context = coloured_run(**keys, evaluate={"seeds": 1})
+    images = context.folder.synthetic_images()
+    blue, green = ([image for image in images if image.target == label] for label in range(2))
+    for mine, theirs in zip(blue, green, strict=True):
+        context.folder.write(mine.path, context.folder.path(theirs.path).read_bytes())
+    summary = stage.run(context)
+    (warning,) = summary["warnings"]
+    assert "classes drawn as others: blue as green (" in warning and warning in summary["line"] and "red" not in warning
+    assert [entry["images"] for entry in summary["class_agreement"]] == [16, 16, 16]
+    assert summary["class_agreement"][0]["taken_for"] == 1 and summary["class_agreement"][2]["agreement"] > 0.8
+    with context.folder.transaction() as db:
+        db.execute("UPDATE plan SET source = ? WHERE target = 0 AND source IS NOT NULL", (green[-1].source,))
+    assert stage.run(context)["class_agreement"][0]["images"] == 1, "the one without a source"
+
+
 @pytest.mark.parametrize("policy", ["pool", "concat", "replace"])
 def test_a_subset_is_the_same_for_all_seeds_and_the_line_says_what_was_kept(coloured_run, policy: str) -> None:
     """gdl_term drops half of the originals on average and says nothing of it."""
