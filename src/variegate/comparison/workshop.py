@@ -21,7 +21,7 @@ from variegate.executors.local import run_tasks
 from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection, Recipe
-from variegate.recipe_file import parse_yaml
+from variegate.recipe_file import load_recipe
 from variegate.records import content_id
 from variegate.stages.evaluate.stage import ONE_SEED
 from variegate.store import RunFolder
@@ -108,7 +108,7 @@ class Workshop:
         root, seeds = self.home(shots, draw, label), self.wanted.asked.seeds
         path = root / "recipe.yaml"
         if path.is_file():
-            old = Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path))).evaluate
+            old = load_recipe(str(path)).evaluate
             names = {arm.name for arm in arms}
             arms = [*arms, *(arm for arm in old.arm_sections if arm.name not in names)]
             seeds = max(seeds, old.seeds)

@@ -197,7 +197,9 @@ def _without_copies(
 def _agreement(
     context: Context, step: CurateStep, images: Sequence[SyntheticImage]
 ) -> tuple[Judge | None, dict[str, float]]:
-    """A judge taught by the real training images, and its opinion of every synthetic one."""
+    """A judge taught by the real training images, and its opinion of every synthetic one; none where nothing could measure it."""
+    if step.encoder.startswith(CLASSIFIER) and not context.folder.real_images("val"):
+        return None, {}
     paths = [context.folder.path(image.path) for image in images]
     with _taught(context, step) as (encoder, judge):
         if judge is None:
@@ -254,11 +256,9 @@ def _jury(context: Context) -> Encoder:
         return teach_jury(recipe, pixels, labels, len(folder.classes()), on_step=lambda _: bar.advance(1))
 
 
-def _heard(context: Context, jury: Encoder) -> Judge | None:
-    """How far to trust a jury, measured on the validation images; None without any."""
+def _heard(context: Context, jury: Encoder) -> Judge:
+    """How far to trust a jury, measured on the validation images."""
     held_out = context.folder.real_images("val")
-    if not held_out:
-        return None
     logits = jury.features(_pixels(context.recipe, held_out, jury.size_px))
     truth = np.array([image.label for image in held_out])
     return judge_of_logits(logits, truth, units_of(context.folder, held_out))

@@ -19,7 +19,7 @@ from variegate.errors import MissingExtra, ModelError, RecipeError
 from variegate.image_text import open_clip_model
 from variegate.images import load_squares
 from variegate.recipe import CurateStep, Recipe
-from variegate.stages.curate import stage
+from variegate.stages.curate import jury, stage
 from variegate.stages.train import stage as train_stage
 
 BLANK = {"score": "blank"}
@@ -96,7 +96,8 @@ def test_the_recipes_own_classifier_finds_images_of_another_class(coloured_run) 
     assert context.folder.scores("class-agreement classifier") == scores  # the same bytes when done again
 
 
-def test_the_classifier_as_a_judge_needs_validation_images(coloured_run) -> None:
+def test_the_classifier_as_a_judge_needs_validation_images(coloured_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jury, "teach_jury", lambda *args, **keys: pytest.fail("taught in vain"))
     context = coloured_run(curate=[agreement(encoder="classifier")], splits={"train": 3, "test": 2})
     summary = stage.run(context)
     assert "was not used: a judge needs validation images" in summary["line"]
