@@ -58,8 +58,8 @@ def _share(named: np.ndarray, label: int | None) -> float | None:
 
 
 def is_drawn_as_another(entry: dict[str, Any]) -> bool:
-    """Whether more drawn images of a class have one other name than its own, and surely more than real ones have."""
-    if entry["taken"] is None or entry["real_taken"] is None or entry["taken"] <= entry["agreement"]:
+    """Whether most drawn images of a class have one other name, and surely more of them than real ones."""
+    if entry["taken"] is None or entry["real_taken"] is None or entry["taken"] <= 0.5:
         return False
     most_real = 1.0 - binomial_low(1.0 - entry["real_taken"], entry["held_out"])
     return binomial_low(entry["taken"], entry["images"]) > most_real

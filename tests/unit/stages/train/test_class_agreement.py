@@ -41,6 +41,8 @@ def test_a_class_drawn_as_another_is_told_from_one_that_is_hard_to_tell_at_all()
     assert warning(clear, ["owl", "lynx", "hare"]).endswith(
         ": owl as lynx (85 % of 20; as itself 15 %, where real images are at 90 %)"
     )
+    half = class_agreement(opinions(*[OWL] * 9, *[LYNX] * 10, HARE), targets, known, labels)
+    assert half[OWL]["taken"] == 0.5 > half[OWL]["agreement"] and warning(half, ["owl", "lynx", "hare"]) == ""
     for few in (
         class_agreement(wrong, targets, mixed_up, labels),  # the real ones are taken for it as well
         class_agreement(wrong[-2:], targets[:2], known, labels),  # two images may be chance
