@@ -2,10 +2,11 @@
 
     python benchmarks/refine.py [--fractals 200] [--model ViT-B-32] [--images 8] [--size-px 64] [--device cpu]
 
-Fractals are drawn at 64 and 256 px, of each kind and of all. For blending, both ways run in this process, on the same
-images, with the same CLIP model and text, one after the other; the plain way crops, resizes and encodes each patch with
-PIL and the model as CLIP's documentation has it, in fp32 on a CPU and fp16 on a GPU. The model has an open_clip
-architecture's sizes (or is `tiny`) and random weights: its speed is real, its maps are not. The last line is JSON.
+Fractals are drawn at 64 and 256 px, of each kind and of all. For blending, three ways run in this process, on the same
+images, with the same CLIP model and text, one after the other. The plain way crops, resizes and encodes each patch with
+PIL and the model as CLIP's documentation has it, in fp32 on a CPU and fp16 on a GPU; ours are `map: patches`, the same
+patches in batches, and `map: dense`, one pass an image. The model is the package's own pair (`starter`), or has an
+open_clip architecture's sizes (or is `tiny`) and random weights: its speed is real, its maps are not. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -91,47 +92,49 @@ def plain_maps(pixels: np.ndarray, text: np.ndarray, clip: Any) -> np.ndarray:
 
 
 def blending(name: str, count: int, plain_count: int, size_px: int, device: str, dtype: str) -> dict[str, Any]:
-    """Images a second of both ways, and how far their maps are apart."""
+    """Images a second of the plain way and of both of ours, and how far the maps are apart."""
     from variegate.image_text import open_clip_model
-    from variegate.stages.refine.hybrid import activation_maps
+    from variegate.stages.refine.hybrid import dense_maps, patch_maps
 
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     pixels = images.repeat(size_px // 8, axis=1).repeat(size_px // 8, axis=2)
     plain_dtype = "fp32" if device == "cpu" else "fp16"
     with tempfile.TemporaryDirectory() as work:
-        folder = f"clip:{write_clip(Path(work), name)}"
+        folder = "clip:starter" if name == "starter" else f"clip:{write_clip(Path(work), name)}"
         plain = open_clip_model(folder, "benchmark", device=device, dtype=plain_dtype)
-        ours = open_clip_model(folder, "benchmark", device=device, dtype=dtype)
+        ours = open_clip_model(folder, "benchmark", device=device, dtype=dtype, is_dense=True)
         texts = plain.text_features(["a photo of a cat"] * count).cpu().numpy()
-    plain_maps(pixels[:1, : size_px // 2, : size_px // 2], texts[0], plain)  # the first call sets up kernels
-    activation_maps(pixels[:1], texts[:1], ours, patch=PATCH, stride=STRIDE)
-    found: dict[str, np.ndarray] = {}
-
-    def keep(key: str, maps: np.ndarray) -> None:
-        found[key] = maps
-
-    plain_s = seconds(lambda: keep("plain", plain_maps(pixels[:plain_count], texts[0], plain)))
-    ours_s = seconds(lambda: keep("ours", activation_maps(pixels, texts, ours, patch=PATCH, stride=STRIDE)))
-    centres = (np.arange(found["plain"].shape[1]) * round(STRIDE * size_px) + round(PATCH * size_px) // 2).tolist()
-    ours_there = found["ours"][:plain_count][:, centres][:, :, centres]
-    agreement = np.corrcoef(found["plain"].ravel(), ours_there.ravel())[0, 1]
+    ways: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+        "plain": (plain_count, lambda pixels: plain_maps(pixels, texts[0], plain)),
+        "patches": (count, lambda pixels: patch_maps(pixels, texts[: len(pixels)], ours, patch=PATCH, stride=STRIDE)),
+        "dense": (count, lambda pixels: dense_maps(pixels, texts[: len(pixels)], ours, stride=STRIDE)),
+    }
+    maps, rates = {}, {}
+    for way, (number, work_on) in ways.items():
+        work_on(pixels[:1, : size_px // 2, : size_px // 2])  # the first call sets up kernels
+        start = time.perf_counter()
+        maps[way] = work_on(pixels[:number])
+        rates[way] = number / (time.perf_counter() - start)
+    centres = (np.arange(maps["plain"].shape[1]) * round(STRIDE * size_px) + round(PATCH * size_px) // 2).tolist()
+    there = {way: maps[way][:plain_count][:, centres][:, :, centres].ravel() for way in ("patches", "dense")}
     return {
         "model": name,
         "size_px": size_px,
-        "patches": int(found["plain"][0].size),
+        "patches": int(maps["plain"][0].size),
         "plain_dtype": plain_dtype,
         "dtype": dtype,
-        "plain_images_per_second": round(plain_count / plain_s, 3),
-        "images_per_second": round(count / ours_s, 3),
-        "ratio": round(count / ours_s * plain_s / plain_count, 2),
-        "map_correlation": round(float(agreement), 4),
+        "images_per_second": {way: round(rate, 3) for way, rate in rates.items()},
+        "ratio": {way: round(rates[way] / rates["plain"], 2) for way in there},
+        "map_correlation": {
+            way: round(float(np.corrcoef(maps["plain"].ravel(), there[way])[0, 1]), 4) for way in there
+        },
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fractals", type=int, default=200)
-    parser.add_argument("--model", default="ViT-B-32", help="an open_clip architecture, or tiny")
+    parser.add_argument("--model", default="ViT-B-32", help="an open_clip architecture, starter or tiny")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--plain-images", type=int, default=1)
     parser.add_argument("--size-px", type=int, default=64)
@@ -143,15 +146,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device, this_machine())
-    rates = fractals(options.fractals)
-    for size, kinds in rates.items():
+    drawn = fractals(options.fractals)
+    for size, kinds in drawn.items():
         print(f"{size} px: " + ", ".join(f"{kind} {rate:,} fractals a second" for kind, rate in kinds.items()))
     blend = blending(options.model, options.images, options.plain_images, options.size_px, device, dtype)
+    rates, ratio = blend["images_per_second"], blend["ratio"]
     print(
-        f"{blend['model']}, {blend['patches']} patches an image: {blend['plain_images_per_second']} images a second one "
-        f"patch at a time in {blend['plain_dtype']}, {blend['images_per_second']} together in {dtype}: {blend['ratio']} times"
+        f"{blend['model']}, {blend['patches']} patches an image: {rates['plain']} images a second one patch at a time in "
+        f"{blend['plain_dtype']}; in {dtype} {rates['patches']} by batches of patches ({ratio['patches']} times), "
+        f"{rates['dense']} by dense features ({ratio['dense']} times)"
     )
-    print(json.dumps({"benchmark": "refine", "device": device, "fractals_per_second": rates, **blend}))
+    print(json.dumps({"benchmark": "refine", "device": device, "fractals_per_second": drawn, **blend}))
 
 
 if __name__ == "__main__":

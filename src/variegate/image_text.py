@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from variegate.dense_features import DenseTower, lacks_dense, of_open_clip, of_transformers
 from variegate.errors import MissingExtra, ModelError, Problem
 from variegate.files import file_sha256
 
@@ -52,6 +53,28 @@ def check_clip(name: str, where: str) -> list[Problem]:
     return [Problem(where, f"no folder and no open_clip model is called {wanted!r}", hint)]
 
 
+def dense_problems(name: str, where: str) -> list[Problem]:
+    """What keeps clip:NAME or clip:FOLDER, which `check_clip` has passed, from dense features; loads nothing.
+
+    A hub's model is not looked at before it is loaded.
+    """
+    config: dict[str, Any] | None = {}
+    wanted = _wanted(name)
+    folder = Path(wanted)
+    if folder.is_dir():
+        file = folder / ("config.json" if _is_transformers(folder) else "open_clip_config.json")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config = config.get("model_cfg", config)
+    elif not wanted.startswith("hf-hub:"):
+        config = _open_clip(where).get_model_config(wanted.split("/", 1)[0])
+    return [_no_dense(name, where)] if lacks_dense(config or {}) else []
+
+
+def _no_dense(name: str, where: str) -> Problem:
+    text = f"{name} has an image tower without dense features"
+    return Problem(where, text, "set the operation's map: patches, or use a CLIP with a ViT or ResNet of its own")
+
+
 def clip_fingerprint(name: str) -> list[str]:
     """What tells one model from another: the name, and the hashes of a folder's files."""
     folder = Path(_wanted(name))
@@ -77,6 +100,7 @@ class Clip:
     encode_image: Callable[[torch.Tensor], torch.Tensor]
     encode_maps: Callable[[torch.Tensor], Sequence[torch.Tensor]]  # of each layer of the image tower, [N, C, h, w]
     encode_text: Callable[[Sequence[str]], torch.Tensor]
+    dense: DenseTower | None = None
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, size_px, size_px, 3] to float32 [N, D] of length 1."""
@@ -108,6 +132,14 @@ class Clip:
         with torch.inference_mode():
             return _unit(self.encode_image(self._scaled(levels)))
 
+    def place_features(self, levels: torch.Tensor) -> torch.Tensor:
+        """Float [N, 3, H, W] in [0, 255] to float32 [N, h, w, D] of length 1; H and W are multiples of dense.place_px."""
+        import torch
+
+        assert self.dense is not None, "the caller has asked for a model with dense features"
+        with torch.inference_mode():
+            return _unit(self.dense.encode(self._scaled(levels)))
+
     def _scaled(self, levels: torch.Tensor) -> torch.Tensor:
         import torch
 
@@ -122,8 +154,8 @@ class Clip:
             return _unit(self.encode_text(texts))
 
 
-def open_clip_model(name: str, where: str, *, device: str = "cpu", dtype: str = "fp32") -> Clip:
-    """Load clip:NAME or clip:FOLDER; raises ModelError with the remedy."""
+def open_clip_model(name: str, where: str, *, device: str = "cpu", dtype: str = "fp32", is_dense: bool = False) -> Clip:
+    """Load clip:NAME or clip:FOLDER; raises ModelError with the remedy, also where `is_dense` and it has no such features."""
     import torch
 
     problems = check_clip(name, where)
@@ -133,11 +165,14 @@ def open_clip_model(name: str, where: str, *, device: str = "cpu", dtype: str = 
     number = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     load = _load_transformers if _is_transformers(Path(wanted)) else _load_open_clip
     try:
-        return load(wanted, device, number)
+        clip = load(wanted, device, number)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
         remedy = "go online once, or give clip:FOLDER with open_clip_config.json and a safetensors file"
         raise ModelError(Problem(where, f"{wanted} could not be loaded: {reason}", remedy)) from exc
+    if is_dense and clip.dense is None:
+        raise ModelError(_no_dense(name, where))
+    return clip
 
 
 def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
@@ -171,6 +206,7 @@ def _load_open_clip(wanted: str, device: str, dtype: torch.dtype) -> Clip:
             "image_intermediates"
         ],
         encode_text=encode_text,
+        dense=of_open_clip(model.visual),
     )
 
 
@@ -201,6 +237,7 @@ def _load_transformers(wanted: str, device: str, dtype: torch.dtype) -> Clip:
         encode_image=lambda images: model.visual_projection(model.vision_model(images).pooler_output.flatten(1)),
         encode_maps=encode_maps,
         encode_text=encode_text,
+        dense=of_transformers(model),
     )
 
 

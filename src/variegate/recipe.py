@@ -483,13 +483,19 @@ class HybridBlendStep(Section):
     percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = (
         30.0  # pixels up to it are the original's: higher = more of it
     )
-    patch: Annotated[float, Field(gt=0.0, le=0.5)] = 0.125  # edge of a patch, share of the image's
-    stride: Annotated[float, Field(gt=0.0, le=0.5)] = 0.0625  # from patch to patch, share of the image's edge
+    map: Literal["patches", "dense"] = "patches"  # where the class is seen: patch by patch, as published, or dense
+    # features of the whole image by one pass (MaskCLIP, arXiv 2112.01071), for CLIPs with a ViT or ResNet of their own
+    patch: Annotated[float, Field(gt=0.0, le=0.5)] = 0.125  # map patches: edge of a patch, share of the image's
+    stride: Annotated[float, Field(gt=0.0, le=0.5)] = 0.0625  # from place to place, share of the image's shorter edge
     smoothing: Annotated[float, Field(ge=0.0, le=0.25)] = 0.02  # sigma of the mask's blur, share of the edge
 
     @model_validator(mode="after")
     def _sees_all(self) -> HybridBlendStep:
-        if self.stride > self.patch:
+        if self.map == "dense" and self.patch != _default(self, "patch"):
+            raise ValueError(
+                f"patch {self.patch} has no effect on map dense, whose places are stride wide; leave it out"
+            )
+        if self.map == "patches" and self.stride > self.patch:
             raise ValueError(
                 f"stride {self.stride} is larger than patch {self.patch}: parts would not be seen; lower it"
             )

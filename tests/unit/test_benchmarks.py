@@ -83,8 +83,19 @@ def test_a_run_that_is_not_timed_costs_what_one_of_its_kind_does(monkeypatch: py
 
 def test_blending_together_gives_the_maps_of_one_patch_at_a_time(last_line) -> None:
     found = last_line("refine.py", "--model", "tiny", "--images", "2", "--fractals", "4", "--dtype", "fp32")
-    assert found["map_correlation"] > 0.98 and found["ratio"] > 0 and found["patches"] == 225
+    assert found["map_correlation"]["patches"] > 0.98 and found["patches"] == 225
+    assert set(found["ratio"]) == {"patches", "dense"} and min(found["ratio"].values()) > 0
     assert all(rate > 0 for kinds in found["fractals_per_second"].values() for rate in kinds.values())
+
+
+def test_prompts_of_a_server_are_counted_and_repeated_without_it(last_line, tmp_path: Path) -> None:
+    from llm_server import ChatServer
+
+    with ChatServer() as server:
+        asked = ("--endpoint", server.url, "--classes", "2", "--per-class", "3", "--keep", str(tmp_path / "kept.jsonl"))
+        found = last_line("prompts.py", *asked)
+    assert found["prompts"] == found["wanted"] == 6 and found["requests"] == 2 and not found["warnings"]
+    assert found["repeated_without_server"] and len((tmp_path / "kept.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

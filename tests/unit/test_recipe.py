@@ -79,6 +79,10 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("refine: [{op: concat, seam: 0.5, seam_px: 4}]", "give one of them"),
         ("refine: [{op: hybrid-blend, encoder: 'clip:x', text: 'a photo'}]", "says nothing of the class"),
         ("refine: [{op: hybrid-blend, encoder: 'clip:x', stride: 0.3}]", "parts would not be seen"),
+        (
+            "refine: [{op: hybrid-blend, encoder: 'clip:x', map: dense, patch: 0.2}]",
+            "patch 0.2 has no effect on map dense",
+        ),
         ("refine: [{weight: 1}]", "refine.0: has no op"),
         ("refine: [{op: patches}]\ngenerate: {method: real-gen}", "use real-aug or real-mix, or leave patches out"),
         ("refine: [{op: fractal}]\ngenerate: {method: none}\nevaluate: {arms: [real]}", "set refine: []"),

@@ -18,13 +18,6 @@ from variegate.records import ClassInfo, content_id, seed_from
 from variegate.stages.prompts.naming import Names, with_slot
 from variegate.templates import plain_name, render
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"prompts": {"type": "array", "items": {"type": "string"}}},
-    "required": ["prompts"],
-    "additionalProperties": False,
-}
-RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": SCHEMA}}
 CONTEXTS = {
     "usual": "Show it where and how it is usually seen.",
     "uncommon": "Show it in places and situations where it is hardly ever photographed, but could really be.",
@@ -56,6 +49,26 @@ def wishes(section: LLMSection, info: ClassInfo) -> list[Wish]:
     return [Wish(info, context, whole + (place < rest)) for place, context in enumerate(section.contexts)]
 
 
+def asked_for(wish: Wish, done: Sequence[str]) -> int:
+    """How many prompts the next request of a wish asks for; `done` are those that are there."""
+    return min(wish.count - len(done) + SPARE, MOST)
+
+
+def response_format(count: int | None) -> dict[str, Any]:
+    """The JSON schema of an answer: a list of prompts, exactly `count` of them unless it is None.
+
+    Without a number small models end the list at once, or never.
+    """
+    bounds = {} if count is None else {"minItems": count, "maxItems": count}
+    schema = {
+        "type": "object",
+        "properties": {"prompts": {"type": "array", "items": {"type": "string"}, **bounds}},
+        "required": ["prompts"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": schema}}
+
+
 def request_of(section: LLMSection, wish: Wish, done: Sequence[str], attempt: int, seed: int) -> dict[str, Any]:
     """The body of one request, without the response format; every attempt is another request.
 
@@ -81,7 +94,7 @@ def request_id(request: dict[str, Any], again: int = 0) -> str:
 
 def _message(section: LLMSection, wish: Wish, done: Sequence[str]) -> str:
     name = plain_name(wish.info)
-    number = min(wish.count - len(done) + SPARE, MOST)
+    number = asked_for(wish, done)
     what = f" (that is: {wish.info.description.strip()})" if wish.info.description.strip() else ""
     lines = [
         f'Write {number} different prompts for a text-to-image model. Each describes one photograph of a single "{name}"{what}.',

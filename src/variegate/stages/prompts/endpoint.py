@@ -19,10 +19,14 @@ import httpx2
 from variegate.errors import Problem, RecipeError
 from variegate.recipe import LLMSection
 from variegate.stages.prompts.answers import Answer, NoAnswer
-from variegate.stages.prompts.asking import RESPONSE_FORMAT
+from variegate.stages.prompts.asking import response_format
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # worth another try
 NO_SCHEMA = frozenset({400, 415, 422, 500, 501})  # what servers answer that know no response_format
+LESS_STRICT = {  # what a server refuses, and what is done instead; not every one knows bounds of lists
+    2: (" that says how many", "asking without the number"),
+    1: ("", "asking without, and reading the lists in its text"),
+}
 RETRIES = 4
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 CONNECT_S = 5.0
@@ -108,7 +112,7 @@ class Endpoint:
         self._key = key_of(section)
         self._key_env = section.key_env
         self._client = _open_client(section)
-        self._structured = True
+        self._strictness = len(LESS_STRICT)  # of the schema that is asked for; 0: none
         self._lock = threading.Lock()
 
     def __enter__(self) -> Endpoint:
@@ -117,19 +121,20 @@ class Endpoint:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def __call__(self, request: dict[str, Any]) -> Answer:
-        """The answer; raises RecipeError for what asking again does not change, NoAnswer when the server stays silent."""
-        if self._structured:
-            status, body = self._patiently({**request, "response_format": RESPONSE_FORMAT})
+    def __call__(self, request: dict[str, Any], count: int) -> Answer:
+        """The answer, a list of `count` prompts by a schema where the server takes one.
+
+        Raises RecipeError for what asking again does not change, NoAnswer when the server stays silent.
+        """
+        while True:
+            strictness = self._strictness
+            wish = {"response_format": response_format(count if strictness == 2 else None)} if strictness else {}
+            status, body = self._patiently({**request, **wish})
             if status == 200:
-                return self._answer(body, structured=True)
-            if status not in NO_SCHEMA:
+                return self._answer(body, structured=strictness > 0)
+            if not strictness or status not in NO_SCHEMA:
                 raise self._refused(status, body)
-            self._without_schema(status, body)
-        status, body = self._patiently(request)
-        if status != 200:
-            raise self._refused(status, body)
-        return self._answer(body, structured=False)
+            self._less_strictly(strictness, status, body)
 
     def _patiently(self, body: dict[str, Any]) -> tuple[int, str]:
         """(status, body) of the last of several tries."""
@@ -173,14 +178,13 @@ class Endpoint:
             text = f"answers something that is no chat completion: {self._clean(body)!r}"
             raise RecipeError(Problem(self._shown, text, "does the address end in /v1?")) from exc
 
-    def _without_schema(self, status: int, body: str) -> None:
+    def _less_strictly(self, strictness: int, status: int, body: str) -> None:
         with self._lock:
-            if self._structured:
-                self._structured = False
-                self._say(
-                    f"{self._shown} refuses answers by a JSON schema ({status}: {self._clean(_complaint(body))}); "
-                    "asking without, and reading the lists in its text"
-                )
+            if self._strictness == strictness:
+                self._strictness -= 1
+                refused, instead = LESS_STRICT[strictness]
+                reason = f"{status}: {self._clean(_complaint(body))}"
+                self._say(f"{self._shown} refuses answers by a JSON schema{refused} ({reason}); {instead}")
 
     def _refused(self, status: int, body: str) -> Exception:
         reason = f"answers {status}: {self._clean(_complaint(body))}"

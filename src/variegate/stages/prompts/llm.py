@@ -19,10 +19,10 @@ from variegate.errors import Problem, RecipeError, TaskFailed
 from variegate.recipe import LLMSection
 from variegate.records import ClassInfo
 from variegate.stages.prompts.answers import Answer, Answers, NoAnswer
-from variegate.stages.prompts.asking import Judged, Wish, judge, read_answer, request_of, wishes
+from variegate.stages.prompts.asking import Judged, Wish, asked_for, judge, read_answer, request_of, wishes
 from variegate.stages.prompts.naming import Names
 
-Ask = Callable[[dict[str, Any]], Answer]
+Ask = Callable[[dict[str, Any], int], Answer]  # a request, and how many prompts it asks for
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LINGER_S = 1.0  # for answers that are on their way when work ends early
@@ -48,13 +48,13 @@ class Answerer:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def __call__(self, request: dict[str, Any]) -> Answer:
+    def __call__(self, request: dict[str, Any], count: int) -> Answer:
         with self._lock:
             if self._ask is None:
                 self._ask = self._open()
         if self._stop.is_set():
             raise NoAnswer("stopped")
-        return self._ask(request)
+        return self._ask(request, count)
 
     def _open(self) -> Ask:
         if self._section.local:
@@ -132,17 +132,17 @@ class Collector:
                 return
             before, again = len(done), again + 1 if len(done) == before else 0
             request = request_of(self.section, wish, done, attempt, self.seed)
-            reading = read_answer(self._answer(request, again, tally))
+            reading = read_answer(self._answer(request, asked_for(wish, done), again, tally))
             tally.empty += reading.prompts is None
             tally.loose += reading.prompts is not None and not reading.by_schema
             with self.lock:
                 fits = partial(self.fits, wish.info)
                 judge(reading.prompts or (), wish, judged, first + wish.count, self.names, fits)
 
-    def _answer(self, request: dict[str, Any], again: int, tally: Tally) -> str:
+    def _answer(self, request: dict[str, Any], count: int, again: int, tally: Tally) -> str:
         answer = self.answers.get(request, again)
         if answer is None:
-            answer = self.ask(request)
+            answer = self.ask(request, count)
             self.answers.put(request, again, answer)
             tally.asked += 1
         tally.requests += 1

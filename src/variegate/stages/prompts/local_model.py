@@ -53,8 +53,11 @@ class LocalModel:
             raise RecipeError(Problem(str(folder), text, "save the model again with save_pretrained")) from exc
         self._model, self._device, self._name = model.to(device).eval(), device, folder.name
 
-    def __call__(self, request: dict[str, Any]) -> Answer:
-        """The same request gives the same answer on the same device; torch's own random state is left as it was."""
+    def __call__(self, request: dict[str, Any], count: int) -> Answer:
+        """The same request gives the same answer on the same device; torch's own random state is left as it was.
+
+        `count` is in the request's words; no schema binds the model.
+        """
         import torch
 
         inputs = self._tokenizer.apply_chat_template(

@@ -12,7 +12,7 @@ from variegate.backends.devices import num_workers, worker_devices
 from variegate.card import write_card
 from variegate.errors import RecipeError
 from variegate.executors.local import run_tasks
-from variegate.image_text import check_clip, clip_fingerprint
+from variegate.image_text import check_clip, clip_fingerprint, dense_problems
 from variegate.metadata import METADATA, write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
@@ -42,6 +42,9 @@ def found(context: Context) -> list[list[str]]:
 def check(recipe: Recipe) -> None:
     """Raise RecipeError with every encoder that could not be loaded; loads no model."""
     problems = [problem for name in dict.fromkeys(_encoders(recipe)) for problem in check_clip(name, WHERE)]
+    if not problems:
+        dense = [step.encoder for step in recipe.refine if step.op == "hybrid-blend" and step.map == "dense"]
+        problems = [problem for name in dict.fromkeys(dense) for problem in dense_problems(name, WHERE)]
     if problems:
         raise RecipeError(problems)
 

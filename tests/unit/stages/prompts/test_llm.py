@@ -72,6 +72,11 @@ def test_every_class_gets_its_number_of_prompts_that_name_it(ask: Callable[..., 
     contexts = {"hardly ever" in body["messages"][0]["content"] for body in server.requests}
     assert contexts == {True, False}
     assert all(body["response_format"]["json_schema"]["strict"] for body in server.requests)
+    for body in server.requests:
+        bounds = body["response_format"]["json_schema"]["schema"]["properties"]["prompts"]
+        assert bounds["minItems"] == bounds["maxItems"] == wanted(body)[1], (
+            "else small models say nothing, or never end"
+        )
     assert found["summary"]["llm"]["tokens_in"] > 0 and not found["summary"]["warnings"]
 
 
@@ -225,7 +230,20 @@ def test_a_server_without_structured_output_is_asked_without_and_that_is_said_on
     assert all(len(texts) == 4 for texts in found["texts"].values())
     assert found["said"].count("refuses answers by a JSON schema (400: response_format is not supported)") == 1
     assert "4 of 4 answers were not the JSON asked for; the lists in their text were taken" in found["said"]
-    assert sum("response_format" in body for body in server.requests) == 1
+    assert sum("response_format" in body for body in server.requests) == 2, "with the number and without"
+
+
+def test_a_server_whose_schemas_have_no_bounds_is_asked_for_the_same_list(ask: Callable[..., dict[str, Any]]) -> None:
+    def unbounded(number: int, body: dict[str, Any]) -> tuple | None:
+        if "minItems" in json.dumps(body):
+            return 400, {}, json.dumps({"error": {"message": "'minItems' is not permitted"}})
+        return None
+
+    with ChatServer(unbounded) as server:
+        found = ask(endpoint=server.url, parallel=1)
+    assert all(len(texts) == 4 for texts in found["texts"].values()) and len(server.requests) == 5
+    said = "a JSON schema that says how many (400: 'minItems' is not permitted); asking without the number"
+    assert found["said"].count(said) == 1 and "were not the JSON asked for" not in found["said"]
 
 
 def test_a_busy_server_is_waited_for(ask: Callable[..., dict[str, Any]]) -> None:

@@ -112,8 +112,8 @@ def test_a_model_that_talks_nonsense_is_asked_anew_and_then_named(drawing: Path,
     chat = build_chat(tmp_path / "chat", says=False)
     model = LocalModel(chat, "cpu")
     request = {"messages": [{"role": "user", "content": "hello"}], "seed": 5, "temperature": 2.0, "max_tokens": 12}
-    assert model(request) == model(request)
-    assert len({model({**request, "seed": seed}).answer for seed in range(8)}) > 1
+    assert model(request, 4) == model(request, 4)
+    assert len({model({**request, "seed": seed}, 4).answer for seed in range(8)}) > 1
     recipe = recipe_for(drawing, chat, max_tokens=16, tries=3, temperature=0)
     with RunFolder.create(tmp_path / "run") as folder:
         folder.put_dataset([ClassInfo(0, "dog", "0000")], [])

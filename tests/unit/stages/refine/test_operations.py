@@ -15,7 +15,7 @@ from variegate.records import ClassInfo, soft_label
 from variegate.stages.refine.batch import Batch
 from variegate.stages.refine.concat import concat, concat_mask
 from variegate.stages.refine.fractal import overlay_fractal
-from variegate.stages.refine.hybrid import activation_maps, class_text, hybrid_blend, original_masks, patch_starts
+from variegate.stages.refine.hybrid import class_text, hybrid_blend, original_masks, patch_maps, patch_starts
 from variegate.stages.refine.operations import OPERATIONS, refine
 from variegate.stages.refine.patches import paste_patches, patch_mask
 
@@ -157,7 +157,7 @@ def red_on_blue(size_px: int, count: int = 2) -> np.ndarray:
 
 @pytest.mark.parametrize("size_px", [16, 32, 33, 64, 256])
 def test_gdl_term_fault_one_patch_at_32_px_gives_the_original_back(size_px: int) -> None:
-    maps = activation_maps(red_on_blue(size_px, 1), RED[None], red_clip(), patch=0.125, stride=0.0625)
+    maps = patch_maps(red_on_blue(size_px, 1), RED[None], red_clip(), patch=0.125, stride=0.0625)
     third = size_px // 3
     assert maps[0, :, : third // 2].min() > 0.9 and maps[0, :, -third:].max() < 0.1
     mask = original_masks(maps, percentile=30.0, sigma_px=0.0, is_binary=True)
@@ -195,8 +195,8 @@ def test_an_image_without_contrast_is_left_as_it_was_drawn() -> None:
 def test_patches_of_many_images_together_give_what_each_image_alone_gives() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     texts = np.tile(RED, (5, 1))
-    together = activation_maps(pixels, texts, red_clip(), patch=0.25, stride=0.125)
-    alone = activation_maps(pixels[3:4], texts[:1], red_clip(), patch=0.25, stride=0.125)
+    together = patch_maps(pixels, texts, red_clip(), patch=0.25, stride=0.125)
+    alone = patch_maps(pixels[3:4], texts[:1], red_clip(), patch=0.25, stride=0.125)
     assert together[3] == pytest.approx(alone[0], abs=1e-6)
 
 

@@ -174,6 +174,15 @@ def test_encoders_that_are_not_there_are_all_named_before_anything_is_drawn(draw
     assert "did you mean clip:ViT-B-32/laion2b_s34b_b79k" in str(caught.value)
 
 
+def test_a_dense_map_of_a_tower_without_dense_features_is_refused_before_anything_is_drawn(drawn_run) -> None:
+    step = {"op": "hybrid-blend", "encoder": "clip:convnext_base/laion400m_s13b_b51k"}
+    stage.check(drawn_run([step]).recipe)
+    with pytest.raises(
+        RecipeError, match=r"refine.encoder: .* without dense features — set the operation's map: patches"
+    ):
+        stage.check(drawn_run([{**step, "map": "dense"}]).recipe)
+
+
 def test_without_open_clip_the_extra_is_named(drawn_run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(MissingExtra, match=r"refine.encoder.*variegate\[clip\]"):
