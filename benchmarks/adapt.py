@@ -1,7 +1,7 @@
 """Adapting: its speed against the plain way, and whether what it draws shows the right class.
 
     python benchmarks/adapt.py speed [--steps 20] [KEY=VALUE ...]
-    python benchmarks/adapt.py agreement [--draws 5] [--methods base,tokens,...] [--keep FOLDER] [KEY=VALUE ...]
+    python benchmarks/adapt.py agreement [--data DATA] [--draws 5] [--methods base,tokens,...] [--keep FOLDER] [KEY=VALUE ...]
     python benchmarks/adapt.py few-shot [--draws 5] [--workers 2] [--keep FOLDER] [KEY=VALUE ...]
 
 speed: images a second of adapting all classes at once against one run a class in the manner of the diffusers example for
@@ -10,7 +10,8 @@ documents' command has them (batch 1, gradients of 4 added up) and as DA-Fusion 
 this process, in turns. Peak memory is that of one more run of each, in a process of its own.
 
 agreement: share of images drawn from text whose class a judge names; the judge is a classifier trained on 500 real images of each
-species, none of which the generator saw. Its accuracy on held-out real images is printed beside.
+species, none of which the generator saw; with other data than the meadow on all their training images (of which the generator
+saw five a class). Its accuracy on held-out real images is printed beside.
 
 few-shot: test accuracy of classifiers of 5 real images a species, and of those with images by diff-aug and diff-mix besides, with
 equal optimiser steps; gains over real images alone and over RandAugment, paired, with 95 % intervals. The last line is JSON.
@@ -38,6 +39,7 @@ import numpy as np
 PLAIN = {"documented": 1, "batch 4": 4}  # images of a forward pass; an update has four in either
 PLAIN_UPDATE = 4
 OURS = ("tokens", "tokens+lora")  # adapt.method
+MEADOW = "builtin:meadow"
 RECIPE = "diff-gen"
 SHOTS = 5
 
@@ -58,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--methods", default="base,tokens,lora,tokens+lora", help=f"of {', '.join(COLUMNS)} (%(default)s)"
     )
+    parser.add_argument("--data", default=MEADOW, help="of agreement: any data, for instance a folder (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="draws of few-shot at a time (%(default)s)")
     parser.add_argument("--first-draw", type=int, default=0, help="to share the draws out among processes with --keep")
     parser.add_argument(
@@ -98,7 +101,7 @@ def ours(options: argparse.Namespace, out: Path, method: str) -> float:
 
     keys = [f"adapt.method={method}", f"adapt.steps={options.steps}", "adapt.previews=0", "adapt.evaluations=0"]
     keys += ["generate.method=diff-gen" if "lora" in method else "generate.method=ti-gen", *options.overrides]
-    summary = run("builtin:meadow", RECIPE, out, overrides=keys, last="adapt").summaries["adapt"]
+    summary = run(MEADOW, RECIPE, out, overrides=keys, last="adapt").summaries["adapt"]
     return summary["images_seen"] / summary["seconds"]
 
 
@@ -177,7 +180,7 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
     from variegate.comparison.shelf import Shelf
 
     root = options.keep or root
-    judge, accuracy = make_judge(root / "judge", options.overrides)
+    judge, accuracy = make_judge(root / "judge", options.data, options.overrides)
     found: dict[str, list[float]] = {}
     for method in options.methods.split(","):
         for draw in range(options.first_draw, options.draws):
@@ -191,13 +194,14 @@ def agreement(options: argparse.Namespace, root: Path) -> dict:
             ]
             out = root / method / str(draw)
             start = time.perf_counter()
-            taught = Shelf(root / "adapters").taught(settle("builtin:meadow", RECIPE, keys))
+            taught = Shelf(root / "adapters").taught(settle(options.data, RECIPE, keys))
             run(None, taught, out, last="generate")
             found.setdefault(method, []).append(share_right(out, judge))
             print(f"{method} draw {draw}: {found[method][-1]:.3f} in {time.perf_counter() - start:.0f} s", flush=True)
     means = {method: round(100 * statistics.mean(values), 1) for method, values in found.items()}
     print(means, flush=True)
     return {
+        "data": Path(options.data).name,
         "judge_accuracy": accuracy,
         "agreement_percent": means,
         "draws": {method: [round(value, 4) for value in values] for method, values in found.items()},
@@ -226,15 +230,16 @@ COLUMNS = {  # recipe keys
 }
 
 
-def make_judge(folder: Path, overrides: list[str]):
-    """((net, about), its accuracy in per cent): 500 real images a species, trained by variegate itself."""
+def make_judge(folder: Path, data: str, overrides: list[str]):
+    """((net, about), its accuracy in per cent): 500 images a species, or all of other data, trained by variegate itself."""
     from variegate.api import run
     from variegate.classifier.models import load_classifier
 
-    keys = ["dataset.meadow.n_per_species=500", "train.steps=1500", "train.batch=48", "train.lr=0.005"]
+    keys = ["dataset.meadow.n_per_species=500"] if data == MEADOW else []
+    keys += ["train.steps=1500", "train.batch=48", "train.lr=0.005"]
     keys += ["evaluate.seeds=1", "train.evaluations=5"]
     keys += [key for key in overrides if key.startswith("dataset.")]
-    result = run("builtin:meadow", "none", folder, overrides=keys)
+    result = run(data, "none", folder, overrides=keys)
     accuracy = round(100 * result.results["arms"][0]["seeds"][0]["selected"]["test_accuracy"], 1)
     return load_classifier(folder / "train/real/seed-0/model.safetensors"), accuracy
 
@@ -267,7 +272,7 @@ def few_shot(options: argparse.Namespace, root: Path) -> dict:
     from variegate.api import compare
 
     found = compare(
-        "builtin:meadow",
+        MEADOW,
         ADAPTED,
         draws=options.draws,
         shots=[SHOTS],

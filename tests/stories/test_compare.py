@@ -206,6 +206,42 @@ def test_a_method_that_draws_copies_is_shown_with_them(tmp_path: Path) -> None:
     assert [row["value"] for row in rows if (row["method"], row["measure"]) == ("echo", "copies kept")] == ["6"]
 
 
+def test_a_method_that_draws_a_class_as_another_is_told_with_the_draw(tmp_path: Path) -> None:
+    """Two kinds of pictures that are easily told apart, and a recipe that keeps one's pictures under the other's name."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 12), ("test", 4)):
+        for channel, name in ((0, "red"), (2, "blue")):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                pixels[..., channel] += 180
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{index}.png")
+    swapped = tmp_path / "swapped.yaml"
+    swapped.write_text("generate: {method: real-mix}\nadapt: {method: none}\ncurate: []\ntrain: {label: {gamma: 0}}\n")
+    still = settings("backend.steps=20", "generate.strength=0.05", "train.steps=40", "dataset.size_px=32")
+    skip = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
+    out = tmp_path / "out"
+    asked = ("compare", tmp_path / "photos", "--recipes", swapped, "--draws", "1", "--out", out, *skip)
+    said = variegate(*asked, *TINY, *still)
+    assert said.status == 0, said.text
+    found = json.loads((out / "comparison.json").read_text())
+    entry = method(found, "swapped")
+    assert entry["class_agreement"] == 0.0 and method(found, "real")["class_agreement"] is None
+    assert [(row["draw"], row["class"], row["as"], row["taken"]) for row in entry["drawn_as_others"]] == [
+        (0, "blue", "red", 1.0),
+        (0, "red", "blue", 1.0),
+    ]
+    told = "swapped, draw 1: classifiers of the real images alone see classes drawn as others: blue as red (100 % of 12"
+    assert (
+        told in said.text and told in (out / "report.html").read_text() and told in (out / "comparison.md").read_text()
+    )
+    rows = csv.DictReader((out / "comparison.csv").read_text().splitlines())
+    assert [row["value"] for row in rows if row["measure"] == "class agreement"] == ["0.0"]
+    kept = out / "runs/shots-all/draw-0" / entry["run"] / "class_agreement.json"
+    before = kept.stat().st_mtime_ns
+    assert variegate(*asked, *TINY, *still).status == 0 and kept.stat().st_mtime_ns == before, "asked once"
+
+
 def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twice(tmp_path: Path) -> None:
     learn = settings("adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0")
     plain = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from variegate.comparison import retrieval
+from variegate.comparison.drawn_classes import DrawnClasses, drawn_classes
 from variegate.comparison.shelf import spent
 from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
@@ -40,6 +41,7 @@ class Outcome:
     synthetic: Mapping[str, int] | None  # drawn and kept; None for real images alone
     parts: Mapping[str, float] = field(default_factory=dict)  # accuracy on parts of the test images and extra test sets
     shown: tuple[Mapping[str, Any], ...] = field(default=())
+    drawn_classes: DrawnClasses | None = None  # of a recipe: what classifiers of the real images take its images for
     copies: Mapping[str, Any] | None = None  # how many images are copies of training images, and the nearest of them
     warnings: tuple[str, ...] = ()
     images: tuple[str, ...] = ()  # the test images, in the order of `correct`
@@ -56,10 +58,12 @@ def read_outcome(
     lesson: Mapping[str, Any] | None,
     *,
     test: Sequence[RealImage] | None = None,
+    classifiers: Sequence[Path] = (),
 ) -> Outcome:
     """One arm of a finished run; `lesson` is the cost of its adapter.
 
-    `test` are the images that every method of the draw has to have been tested on. Raises DataError where it was others.
+    `test` are the images that every method of the draw has to have been tested on, `classifiers` files of those of the real
+    images alone, which are asked about the drawn ones. Raises DataError where it was tested on others.
     """
     with RunFolder.read(root) as folder:
         images = list(test) if test is not None else folder.real_images("test")
@@ -73,10 +77,17 @@ def read_outcome(
             synthetic=_counts(folder, results) if arm.has_synthetic else None,
             parts=_parts(folder, results, arm, seeds, TestSet("test", images, [found], _shots(folder, results))),
             shown=_shown(folder) if arm.has_synthetic else (),
+            drawn_classes=drawn_classes(folder, classifiers),
             copies=_copies(folder) if arm.has_synthetic else None,
             warnings=tuple(results["warnings"]),
             images=tuple(image.id for image in images),
         )
+
+
+def drawn_as_others(method: str, found: Sequence[Outcome]) -> list[str]:
+    """What to say of a method's draws in which classes are drawn as others."""
+    seen = [(draw, one.drawn_classes.warning) for draw, one in enumerate(found) if one.drawn_classes]
+    return [f"{method}, draw {draw + 1}: {text}" for draw, text in seen if text]
 
 
 def _shots(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, list[int]] | None:

@@ -166,6 +166,14 @@ def _method(method: Method, outcomes: Sequence[Outcome], layout: Layout) -> dict
     entry["cost"] = _cost(outcomes)
     entry["shown"] = [dict(row) for row in outcomes[0].shown]
     entry["copies"] = _copies(outcomes)
+    entry["class_agreement"] = mean_if_all(
+        [one.drawn_classes.agreement if one.drawn_classes else None for one in outcomes]
+    )
+    entry["drawn_as_others"] = [
+        {"draw": draw, **row}
+        for draw, one in enumerate(outcomes)
+        for row in (one.drawn_classes.drawn_as_others if one.drawn_classes else ())
+    ]
     return entry
 
 

@@ -72,6 +72,9 @@ def compare(asked: Asked, *, workers: int = 1, reporter_class: type[QuietReporte
         return Comparison(folder, None)
     answer = _assemble(wanted, [workshop.shots(shots, counts[shots]) for shots in wanted.shots])
     views.write(folder, answer)
+    for text in answer["warnings"]:
+        if text not in wanted.warnings:
+            reporter_class().line(f"warning: {text}")
     return Comparison(folder, answer)
 
 

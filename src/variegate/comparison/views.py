@@ -125,6 +125,8 @@ def _cost_rows(method: Mapping[str, Any]) -> Iterator[Row]:
             yield {"measure": measure, "value": cost[measure]}
     if copies:
         yield {"measure": "copies kept", "value": copies["copies_kept"]}
+    if method["class_agreement"] is not None:
+        yield {"measure": "class agreement", "value": method["class_agreement"]}
 
 
 def _curve_rows(curve: Mapping[str, Any]) -> Iterator[Row]:

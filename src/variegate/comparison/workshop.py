@@ -13,6 +13,7 @@ from variegate.api import run
 from variegate.backends.devices import available_cores, resolve_device, take_cores
 from variegate.comparison import outcomes, plan, results, retrieval, views
 from variegate.comparison.asked import Wanted
+from variegate.comparison.drawn_classes import drawn_classes
 from variegate.comparison.plan import CLASSIC_RUN, REAL, RETRIEVAL, Entry, Layout, Method
 from variegate.comparison.shelf import Shelf
 from variegate.cost import leave_energy_out
@@ -22,7 +23,7 @@ from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection, Recipe
 from variegate.recipe_file import load_recipe
-from variegate.records import content_id
+from variegate.records import arm_folder, content_id
 from variegate.stages.evaluate.stage import ONE_SEED
 from variegate.store import RunFolder
 
@@ -73,6 +74,11 @@ class Workshop:
 
     def home(self, shots: int | None, draw: int, name: str) -> Path:
         return self.folder / RUNS / f"shots-{shots or 'all'}" / f"draw-{draw}" / name
+
+    def classifiers(self, shots: int | None, draw: int) -> list[Path]:
+        """Files of the draw's classifiers of real images alone."""
+        arm = self.home(shots, draw, CLASSIC_RUN) / arm_folder(REAL)
+        return [arm / f"seed-{seed}" / "model.safetensors" for seed in range(self.wanted.asked.seeds)]
 
     def refuse_peeking(self) -> None:
         """Take every adapter that a recipe brings along, before anything is drawn: one that saw other splits is refused."""
@@ -191,6 +197,7 @@ class Workshop:
             points = {name: found[names[name]] for name in values}
             curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
         warnings = {text: None for each in found.values() for one in each for text in one.warnings}
+        warnings |= {text: None for name, each in found.items() for text in outcomes.drawn_as_others(name, each)}
         if wanted.asked.draws > 1:
             warnings.pop(ONE_SEED, None)  # intervals are over draws here
         summary = results.summarise(layout, found, best, wanted.asked.draws)
@@ -204,7 +211,11 @@ class Workshop:
                 layout.runs[method.run], [method.arm], draw=draw, shots=shots, seeds=self.wanted.asked.seeds
             )
             lesson = self.shelf.cost(settled)
-        return outcomes.read_outcome(root, method.arm, self.wanted.asked.seeds, lesson, test=tested)
+        draws_own = method.run in layout.runs and method.run != CLASSIC_RUN and method.kind != "combined"
+        classifiers = self.classifiers(shots, draw) if draws_own else ()
+        return outcomes.read_outcome(
+            root, method.arm, self.wanted.asked.seeds, lesson, test=tested, classifiers=classifiers
+        )
 
 
 # ------------------------------------------------------------------------------------------------ one draw
@@ -255,6 +266,7 @@ def _run_recipes(workshop: Workshop, draw: int, report: Report, *, layout: Layou
             workshop.run(label, recipe, layout.arms(label), shots, draw)
             with RunFolder.read(workshop.home(shots, draw, label)) as folder:
                 copies_of_run(folder, workshop.reporter_class())
+                drawn_classes(folder, workshop.classifiers(shots, draw))
             report(1)
 
 

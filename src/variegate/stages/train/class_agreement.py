@@ -5,14 +5,32 @@ One such class costs more than its own accuracy, as the class that it looks like
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from variegate.classifier.labels import soft_targets
 from variegate.judge import binomial_low
+from variegate.records import SyntheticImage
 
 MAX_IMAGES = 40  # of a class, drawn at random
+SURELY = 0.99  # share of the label that is the target's; the others show two classes
+
+
+def asked_about(
+    images: Sequence[SyntheticImage], num_classes: int, gamma: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Which of the `images` classifiers are asked about: some of each target, none that has no weight or shows two classes.
+
+    int64, in order; `gamma` is the soft label's.
+    """
+    if not images:
+        return np.empty(0, np.int64)
+    rows = soft_targets(images, num_classes, gamma=gamma, kappa=1.0)
+    targets = np.array([image.target for image in images], np.int64)
+    usable = (rows[np.arange(len(rows)), targets] > SURELY) & np.array([image.weight > 0 for image in images])
+    return chosen_images(targets, usable, rng)
 
 
 def chosen_images(targets: np.ndarray, usable: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -57,7 +75,7 @@ def _share(named: np.ndarray, label: int | None) -> float | None:
     return None if label is None or not len(named) else float(np.mean(named == label))
 
 
-def is_drawn_as_another(entry: dict[str, Any]) -> bool:
+def is_drawn_as_another(entry: Mapping[str, Any]) -> bool:
     """Whether most drawn images of a class have one other name, and surely more of them than real ones."""
     if entry["taken"] is None or entry["real_taken"] is None or entry["taken"] <= 0.5:
         return False
@@ -65,7 +83,7 @@ def is_drawn_as_another(entry: dict[str, Any]) -> bool:
     return binomial_low(entry["taken"], entry["images"]) > most_real
 
 
-def warning(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def warning(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Which classes are drawn as others; empty where none is, or where there are no `entries`."""
     told = [
         f"{name} as {names[entry['taken_for']]} ({100 * entry['taken']:.0f} % of {entry['images']}; as itself "

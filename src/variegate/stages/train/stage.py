@@ -17,7 +17,7 @@ import numpy as np
 
 from variegate import __version__
 from variegate.backends.devices import this_machine
-from variegate.classifier import labels, mixing
+from variegate.classifier import mixing
 from variegate.classifier.fit import choose_compute, features, predict, rate_of
 from variegate.classifier.models import (
     check_model_name,
@@ -303,21 +303,17 @@ def _look_at_classes(tasks: list[TrainTask], workshop: Workshop, folder: RunFold
     arm = next((task.arm for task in tasks if task.arm.images == "real" and not task.arm.copies), None)
     if arm is None or not workshop.synthetic:
         return []
-    options, held_out = workshop.recipe.train_of(arm).label, workshop.held_out["val"]
-    rows = labels.soft_targets(workshop.synthetic, len(workshop.class_names), gamma=options.gamma, kappa=1.0)
-    targets = np.array([image.target for image in workshop.synthetic], np.int64)
-    usable = (rows[np.arange(len(rows)), targets] > 0.99) & [image.weight > 0 for image in workshop.synthetic]
+    gamma, held_out = workshop.recipe.train_of(arm).label.gamma, workshop.held_out["val"]
     rng = np.random.default_rng(seed_from(workshop.recipe.seed, "class-agreement"))
-    chosen = class_agreement.chosen_images(targets, usable, rng)
+    chosen = class_agreement.asked_about(workshop.synthetic, len(workshop.class_names), gamma, rng)
+    targets = np.array([workshop.synthetic[k].target for k in chosen], np.int64)
     seen = {"synthetic": chosen, "val": np.arange(len(held_out))}
     own = [open_classifier(folder.path(f"{task.folder}/{FILES[0]}"))[0] for task in tasks if task.arm == arm]
     drawn, real = (
         np.mean([predict(one, workshop.pixels[kind][which], workshop.compute) for one in own], axis=0)
         for kind, which in seen.items()
     )
-    return class_agreement.class_agreement(
-        drawn, targets[chosen], real, np.array([i.label for i in held_out], np.int64)
-    )
+    return class_agreement.class_agreement(drawn, targets, real, np.array([i.label for i in held_out], np.int64))
 
 
 def _summary(
