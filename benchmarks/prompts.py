@@ -58,6 +58,8 @@ def serving(gguf: Path) -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.1)
+            else:
+                raise SystemExit("the server did not get ready within a minute")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()

@@ -85,7 +85,9 @@ def _open_clip_vit(visual: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _transformers_vit(model: Any, images: torch.Tensor) -> torch.Tensor:
-    vision = model.vision_model
+    vision = getattr(
+        model.vision_model, "vision_model", model.vision_model
+    )  # wrapped in a dual encoder of older versions
     rows, columns = (edge // vision.config.patch_size for edge in images.shape[2:])
     x = vision.pre_layrnorm(vision.embeddings(images, interpolate_pos_encoding=True))
     *layers, last = vision.encoder.layers

@@ -63,8 +63,11 @@ def dense_problems(name: str, where: str) -> list[Problem]:
     folder = Path(wanted)
     if folder.is_dir():
         file = folder / ("config.json" if _is_transformers(folder) else "open_clip_config.json")
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config = config.get("model_cfg", config)
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            config = config.get("model_cfg", config)
+        except (OSError, ValueError, AttributeError):
+            return [Problem(str(file), "cannot be read", "save the model again")]
     elif not wanted.startswith("hf-hub:"):
         config = _open_clip(where).get_model_config(wanted.split("/", 1)[0])
     return [_no_dense(name, where)] if lacks_dense(config or {}) else []

@@ -114,6 +114,20 @@ def test_any_number_of_places(kind: str, dtype: str, request: pytest.FixtureRequ
     assert found.norm(dim=-1).numpy() == pytest.approx(1.0, abs=1e-3)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["clip_folder", "transformers_clip_folder"])
+def test_every_place_gets_the_position_of_where_it_lies(kind: str, request: pytest.FixtureRequest) -> None:
+    """With pictures of one colour nothing but its position tells a place from others: 4 x 4 learned ones, spread over 4 x 12."""
+    clip = opened(request.getfixturevalue(kind))
+    grey = torch.full((1, 3, 32, 32), 90.0)
+    square, wide = (clip.place_features(torch.nn.functional.interpolate(grey, size=(32, edge)))[0] for edge in (32, 96))
+    assert wide.shape == (4, 12, 16)
+    near = torch.einsum("rcd,rkd->rck", wide, square).argmax(
+        dim=2
+    )  # of the four columns, the one that a place is most like
+    assert (near == torch.arange(12) // 3).float().mean() > 0.75
+
+
 def test_where_a_butterfly_is() -> None:
     """The package's own pair, on pictures whose every pixel is known to be butterfly or not: chance is 0.5."""
     meadow = make_meadow(n_per_species=2, seed=3, split="val")

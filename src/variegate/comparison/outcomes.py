@@ -58,12 +58,12 @@ def read_outcome(
     lesson: Mapping[str, Any] | None,
     *,
     test: Sequence[RealImage] | None = None,
-    classifiers: Sequence[Path] = (),
+    judges: Path | None = None,
 ) -> Outcome:
     """One arm of a finished run; `lesson` is the cost of its adapter.
 
-    `test` are the images that every method of the draw has to have been tested on, `classifiers` files of those of the real
-    images alone, which are asked about the drawn ones. Raises DataError where it was tested on others.
+    `test` are the images that every method of the draw has to have been tested on, `judges` the run with the draw's
+    classifiers of real images alone, which are asked about the drawn ones. Raises DataError where it was tested on others.
     """
     with RunFolder.read(root) as folder:
         images = list(test) if test is not None else folder.real_images("test")
@@ -77,7 +77,7 @@ def read_outcome(
             synthetic=_counts(folder, results) if arm.has_synthetic else None,
             parts=_parts(folder, results, arm, seeds, TestSet("test", images, [found], _shots(folder, results))),
             shown=_shown(folder) if arm.has_synthetic else (),
-            drawn_classes=drawn_classes(folder, classifiers),
+            drawn_classes=drawn_classes(folder, judges, seeds) if judges else None,
             copies=_copies(folder) if arm.has_synthetic else None,
             warnings=tuple(results["warnings"]),
             images=tuple(image.id for image in images),

@@ -23,7 +23,7 @@ from variegate.image_quality.copying import copies_of_run
 from variegate.progress import QuietReporter
 from variegate.recipe import ArmSection, Recipe
 from variegate.recipe_file import load_recipe
-from variegate.records import arm_folder, content_id
+from variegate.records import content_id
 from variegate.stages.evaluate.stage import ONE_SEED
 from variegate.store import RunFolder
 
@@ -74,11 +74,6 @@ class Workshop:
 
     def home(self, shots: int | None, draw: int, name: str) -> Path:
         return self.folder / RUNS / f"shots-{shots or 'all'}" / f"draw-{draw}" / name
-
-    def classifiers(self, shots: int | None, draw: int) -> list[Path]:
-        """Files of the draw's classifiers of real images alone."""
-        arm = self.home(shots, draw, CLASSIC_RUN) / arm_folder(REAL)
-        return [arm / f"seed-{seed}" / "model.safetensors" for seed in range(self.wanted.asked.seeds)]
 
     def refuse_peeking(self) -> None:
         """Take every adapter that a recipe brings along, before anything is drawn: one that saw other splits is refused."""
@@ -197,7 +192,10 @@ class Workshop:
             points = {name: found[names[name]] for name in values}
             curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
         warnings = {text: None for each in found.values() for one in each for text in one.warnings}
-        warnings |= {text: None for name, each in found.items() for text in outcomes.drawn_as_others(name, each)}
+        place = f", {views.shots_words(shots)}" if len(wanted.shots) > 1 else ""
+        first = {method.run: method.name for method in reversed(layout.methods) if method.name in found}
+        told = [outcomes.drawn_as_others(name + place, found[name]) for name in reversed(first.values())]
+        warnings |= {text: None for texts in told for text in texts}
         if wanted.asked.draws > 1:
             warnings.pop(ONE_SEED, None)  # intervals are over draws here
         summary = results.summarise(layout, found, best, wanted.asked.draws)
@@ -212,10 +210,8 @@ class Workshop:
             )
             lesson = self.shelf.cost(settled)
         draws_own = method.run in layout.runs and method.run != CLASSIC_RUN and method.kind != "combined"
-        classifiers = self.classifiers(shots, draw) if draws_own else ()
-        return outcomes.read_outcome(
-            root, method.arm, self.wanted.asked.seeds, lesson, test=tested, classifiers=classifiers
-        )
+        judges = self.home(shots, draw, CLASSIC_RUN) if draws_own else None
+        return outcomes.read_outcome(root, method.arm, self.wanted.asked.seeds, lesson, test=tested, judges=judges)
 
 
 # ------------------------------------------------------------------------------------------------ one draw
@@ -266,7 +262,7 @@ def _run_recipes(workshop: Workshop, draw: int, report: Report, *, layout: Layou
             workshop.run(label, recipe, layout.arms(label), shots, draw)
             with RunFolder.read(workshop.home(shots, draw, label)) as folder:
                 copies_of_run(folder, workshop.reporter_class())
-                drawn_classes(folder, workshop.classifiers(shots, draw))
+                drawn_classes(folder, workshop.home(shots, draw, CLASSIC_RUN), workshop.wanted.asked.seeds)
             report(1)
 
 

@@ -22,7 +22,8 @@ from variegate.stages.prompts.answers import Answer, NoAnswer
 from variegate.stages.prompts.asking import response_format
 
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})  # worth another try
-NO_SCHEMA = frozenset({400, 415, 422, 500, 501})  # what servers answer that know no response_format
+NO_BOUNDS = frozenset({400, 415, 422})  # what servers answer that know a response_format but not all of the schema
+NO_SCHEMA = NO_BOUNDS | {500, 501}  # what servers answer that know no response_format
 LESS_STRICT = {  # what a server refuses, and what is done instead; not every one knows bounds of lists
     2: (" that says how many", "asking without the number"),
     1: ("", "asking without, and reading the lists in its text"),
@@ -181,8 +182,8 @@ class Endpoint:
     def _less_strictly(self, strictness: int, status: int, body: str) -> None:
         with self._lock:
             if self._strictness == strictness:
-                self._strictness -= 1
-                refused, instead = LESS_STRICT[strictness]
+                refused, instead = LESS_STRICT[strictness if status in NO_BOUNDS else 1]
+                self._strictness = strictness - 1 if status in NO_BOUNDS else 0
                 reason = f"{status}: {self._clean(_complaint(body))}"
                 self._say(f"{self._shown} refuses answers by a JSON schema{refused} ({reason}); {instead}")
 

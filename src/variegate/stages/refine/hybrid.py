@@ -71,7 +71,7 @@ def dense_maps(pixels: np.ndarray, texts: np.ndarray, clip: Clip, *, stride: flo
 
     assert clip.dense is not None, "open_clip_model was asked for dense features"
     height, width = pixels.shape[1:3]
-    rows, columns = (max(2, round(edge / (stride * min(height, width)))) for edge in (height, width))
+    rows, columns = (min(edge, max(2, round(edge / (stride * min(height, width))))) for edge in (height, width))
     size = rows * clip.dense.place_px, columns * clip.dense.place_px
     found = []
     for part in np.split(pixels, range(IMAGES_AT_ONCE, len(pixels), IMAGES_AT_ONCE)):

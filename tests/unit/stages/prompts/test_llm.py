@@ -246,6 +246,23 @@ def test_a_server_whose_schemas_have_no_bounds_is_asked_for_the_same_list(ask: C
     assert found["said"].count(said) == 1 and "were not the JSON asked for" not in found["said"]
 
 
+def test_a_server_that_breaks_at_schemas_is_not_tried_with_another(
+    ask: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from variegate.stages.prompts import endpoint
+
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_S", 0.0)
+
+    def broken(number: int, body: dict[str, Any]) -> tuple | None:
+        return (500, {}, "no grammar") if "response_format" in body else None
+
+    with ChatServer(broken) as server:
+        found = ask(endpoint=server.url, parallel=1)
+    assert all(len(texts) == 4 for texts in found["texts"].values())
+    assert sum("response_format" in body for body in server.requests) == endpoint.RETRIES + 1
+    assert found["said"].count("refuses answers by a JSON schema (500: no grammar); asking without") == 1
+
+
 def test_a_busy_server_is_waited_for(ask: Callable[..., dict[str, Any]]) -> None:
     def busy(number: int, body: dict[str, Any]) -> tuple | None:
         if number in (1, 2):
