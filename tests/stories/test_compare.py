@@ -222,6 +222,7 @@ def test_a_method_that_draws_a_class_as_another_is_told_with_the_draw(tmp_path: 
     skip = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
     out = tmp_path / "out"
     asked = ("compare", tmp_path / "photos", "--recipes", swapped, "--draws", "1", "--out", out, *skip)
+    asked += ("--curve", "train.mixing.fraction=0.1,0.5")  # three methods that share one run's images
     said = variegate(*asked, *TINY, *still)
     assert said.status == 0, said.text
     found = json.loads((out / "comparison.json").read_text())
@@ -235,8 +236,9 @@ def test_a_method_that_draws_a_class_as_another_is_told_with_the_draw(tmp_path: 
     assert (
         told in said.text and told in (out / "report.html").read_text() and told in (out / "comparison.md").read_text()
     )
+    assert said.text.count("see classes drawn as others") == 1, "said once"
     rows = csv.DictReader((out / "comparison.csv").read_text().splitlines())
-    assert [row["value"] for row in rows if row["measure"] == "class agreement"] == ["0.0"]
+    assert {row["value"] for row in rows if row["measure"] == "class agreement"} == {"0.0"}
     kept = out / "runs/shots-all/draw-0" / entry["run"] / "class_agreement.json"
     before = kept.stat().st_mtime_ns
     assert variegate(*asked, *TINY, *still).status == 0 and kept.stat().st_mtime_ns == before, "asked once"

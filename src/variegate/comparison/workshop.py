@@ -193,9 +193,11 @@ class Workshop:
             curves.append({"recipe": curve.recipe, "key": curve.key, "points": results.summarise_curve(points, values)})
         warnings = {text: None for each in found.values() for one in each for text in one.warnings}
         place = f", {views.shots_words(shots)}" if len(wanted.shots) > 1 else ""
-        first = {method.run: method.name for method in reversed(layout.methods) if method.name in found}
-        told = [outcomes.drawn_as_others(name + place, found[name]) for name in reversed(first.values())]
-        warnings |= {text: None for texts in told for text in texts}
+        first: dict[str, str] = {}  # of the methods of a run, which share its images
+        for name in found:
+            first.setdefault(next(method.run for method in layout.methods if method.name == name), name)
+        for name in first.values():
+            warnings |= dict.fromkeys(outcomes.drawn_as_others(name + place, found[name]))
         if wanted.asked.draws > 1:
             warnings.pop(ONE_SEED, None)  # intervals are over draws here
         summary = results.summarise(layout, found, best, wanted.asked.draws)
