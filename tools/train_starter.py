@@ -2,6 +2,8 @@
 
     python tools/train_starter.py all --work WORK          every stage: about 2 h on two CPU cores
     python tools/train_starter.py unet --work WORK         one stage; the ones before it must have run
+    python tools/train_starter.py latents --work WORK --init src/variegate/backends/starter     instead of the autoencoder's
+                                                           stage, to train an exported U-Net on: then unet --init, export
     python tools/train_starter.py pairs --work WORK        what the exported starter makes of noised latents
     python tools/train_starter.py student --work WORK      the one-step starter, taught by those pairs
     python tools/train_starter.py pair --work WORK         the image-text pair, on the same pictures
@@ -35,7 +37,7 @@ REBUILT = 24_000  # pictures that the pair sees through the autoencoder as well
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", *STAGES, *DISTILLING, "pair", "grid"))
+    parser.add_argument("stage", choices=("all", *STAGES, "latents", *DISTILLING, "pair", "grid"))
     parser.add_argument(
         "--work", type=Path, default=Path("work/starter"), help="pictures and checkpoints (%(default)s)"
     )
@@ -54,6 +56,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="budget of the stage (autoencoder 20, unet 70, decoder 12, pairs 15, student 25, pair 25)",
     )
+    parser.add_argument("--rate", type=float, help="peak learning rate of unet (8e-4; about 5e-4 to train on)")
+    parser.add_argument("--compile", action="store_true", help="unet: compile the model, a C++ compiler is needed")
     parser.add_argument(
         "--preview-every",
         type=float,
@@ -85,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages = {
         "data": make_data,
         "autoencoder": make_autoencoder,
+        "latents": make_latents,
         "unet": make_unet,
         "decoder": make_decoder,
         "export": make_export,
@@ -117,7 +122,6 @@ def make_data(options: argparse.Namespace) -> None:
 
 def make_autoencoder(options: argparse.Namespace) -> None:
     import torch
-    from safetensors.torch import save_file
     from starter.autoencoder import MAX_ENCODED, encode_all, train_autoencoder
     from starter.data import load_pictures
 
@@ -135,10 +139,20 @@ def make_autoencoder(options: argparse.Namespace) -> None:
     mean, std = float(latents.float().mean()), float(latents.float().std())
     model.register_to_config(scaling_factor=1 / std)  # the pipelines multiply by this, so latents have unit deviation
     print(f"autoencoder: latents' mean {mean:.3f}, deviation {std:.3f}", flush=True)
-    model.save_pretrained(options.work / "vae")
-    temporary = options.work / "latents.partial"
-    save_file({"latents": (latents.float() / std).half()}, temporary)
-    temporary.replace(options.work / "latents.safetensors")
+    _save_latents(model, latents, options.work)
+
+
+def make_latents(options: argparse.Namespace) -> None:
+    """Encode the pictures by the autoencoder of `--init`, as it is: its U-Net goes on where it was."""
+    import torch
+    from starter.autoencoder import MAX_ENCODED, encode_all
+    from starter.data import load_pictures
+    from starter.export import load_parts
+
+    torch.set_num_threads(options.threads)
+    vae = load_parts(options.init or STARTER)[0].to(options.device).eval()
+    pictures = load_pictures(options.work / "data")
+    _save_latents(vae, encode_all(vae, pictures.images[:MAX_ENCODED], options.device), options.work)
 
 
 def make_unet(options: argparse.Namespace) -> None:
@@ -148,7 +162,7 @@ def make_unet(options: argparse.Namespace) -> None:
     from starter.data import load_pictures
     from starter.export import export_folder
     from starter.pictures import FREE_PROMPTS, prompt_grid, save, unseen_prompts
-    from starter.unet import build_scheduler, train_denoiser
+    from starter.unet import PEAK_RATE, build_scheduler, train_denoiser
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -175,6 +189,8 @@ def make_unet(options: argparse.Namespace) -> None:
         items,
         options.work,
         minutes=options.minutes or 70,
+        peak_rate=options.rate or PEAK_RATE,
+        compiled=options.compile,
         device=options.device,
         seed=options.seed,
         preview_every_min=options.preview_every,
@@ -310,6 +326,16 @@ def make_grids(options: argparse.Namespace) -> None:
             prompt_grid(pipeline, [*FREE_PROMPTS, *unseen_prompts(4)], columns=8), options.docs / "starter-prompts.webp"
         )
         save(strength_grid(pipeline, num=8), options.docs / "starter-strengths.webp")
+
+
+def _save_latents(vae, latents, work: Path) -> None:
+    """The autoencoder and its scaled latents, float16 [N, 4, h, w], as the later stages look for them."""
+    from safetensors.torch import save_file
+
+    vae.save_pretrained(work / "vae")
+    temporary = work / "latents.partial"
+    save_file({"latents": (latents.float() * vae.config.scaling_factor).half()}, temporary)
+    temporary.replace(work / "latents.safetensors")
 
 
 def _denoiser(options: argparse.Namespace, items: list, sample_size: int):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adapting import spec_of
 
 from variegate.backends.folder import OWN
 from variegate.stages.dataset.meadow import make_meadow, mark_phrases
@@ -28,6 +29,36 @@ def pictures():
     meadow = make_meadow(n_species=4, n_per_species=4)
     items = [Item("butterfly", mark_phrases(meadow.species[label]), "on grass") for label in meadow.labels]
     return Pictures(meadow.images, items)
+
+
+def test_an_exported_starter_is_trained_on_by_its_own_autoencoder(
+    pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train_starter
+    from safetensors.torch import load_file
+    from starter import unet
+    from starter.data import SHARD_IMAGES, _write_shard
+    from starter.export import load_parts
+
+    from variegate.backends import diffusion
+
+    assert len(pictures.images) <= SHARD_IMAGES
+    (tmp_path / "data").mkdir()
+    _write_shard(tmp_path / "data" / "shard-00000.npz", list(pictures.images), pictures.items)
+    common = ["--work", str(tmp_path), "--init", str(OWN["starter"]), "--threads", "1"]
+    train_starter.main(["latents", *common])
+    latents = load_file(tmp_path / "latents.safetensors")["latents"].float()
+    assert latents[:16].std() == pytest.approx(1, abs=0.3)  # scaled as the U-Net is used to
+    monkeypatch.setattr(unet, "BATCH", 4)
+    monkeypatch.setattr(unet, "HOLD_FRACTION", 0.0)
+    train_starter.main(["unet", *common, "--out", str(tmp_path / "out"), "--minutes", "0.05", "--rate", "1e-5"])
+    before, after = (load_parts(folder) for folder in (OWN["starter"], tmp_path / "out"))
+    kept, learned = before[0].state_dict(), after[0].state_dict()
+    assert all(torch.equal(learned[name], value) for name, value in kept.items())
+    moved = (after[1].unet.conv_in.weight - before[1].unet.conv_in.weight).abs().max()
+    assert 0 < moved < 1e-2
+    with diffusion.DiffusionBackend.open(spec_of(tmp_path / "out")) as backend:
+        assert backend.draw(["a blue butterfly"], None, strengths=[1.0], steps=2, seeds=[1]).std() > 5
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' solver, used by the tool as it is

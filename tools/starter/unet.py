@@ -1,7 +1,8 @@
 """The starter's U-Net and text encoder, trained together on cached latents.
 
-v-prediction with min-SNR-5 weights (arXiv 2303.09556), captions drawn anew at every step, moving averages of all
-weights, and a learning rate that has run out exactly when the time budget has.
+v-prediction with min-SNR-5 weights (arXiv 2303.09556): times are drawn as often as their weight says, so that none of
+a batch is spent on noise that hardly counts. Captions drawn anew at every step, moving averages of all weights, and a
+learning rate that has run out exactly when the time budget has.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def train_denoiser(
     work: Path,
     *,
     minutes: float,
+    peak_rate: float,
+    compiled: bool,
     device: str,
     seed: int,
     preview_every_min: float,
@@ -108,7 +111,10 @@ def train_denoiser(
         torch.nn.ModuleDict({"unet": denoiser.unet, "text_encoder": denoiser.text_encoder}).float().to(device).train()
     )
     model["unet"].to(memory_format=torch.channels_last)
-    snr = _signal_to_noise().to(device)
+    if compiled:
+        for part in model.values():
+            part.compile()
+    snr = _signal_to_noise()
     values = train_on_budget(
         "unet",
         model,
@@ -116,7 +122,7 @@ def train_denoiser(
         work / "unet.safetensors",
         batch=BATCH,
         minutes=minutes,
-        peak_rate=PEAK_RATE,
+        peak_rate=peak_rate,
         hold=HOLD_FRACTION,
         preview_every_min=preview_every_min,
         preview=lambda values, num_images: preview(averaged(denoiser, values), num_images),
@@ -147,9 +153,13 @@ def _loss(model, tokenizer, snr, latents, items, seed: list[int], device: str) -
     clean = latents[torch.from_numpy(chosen)].to(device, torch.float32)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    # one time in each of BATCH equal slices: the loss of a batch then says more about the model than about its times
-    times = torch.from_numpy(((np.arange(BATCH) + rng.random(BATCH)) / BATCH * len(snr)).astype(np.int64)).to(device)
-    signal = (snr[times] / (1 + snr[times])).sqrt()[:, None, None, None]
+    # one time in each of BATCH slices of equal weight: a batch's loss then says more about the model than about its times
+    weight = snr.double().clamp(max=SNR_CAP) / (snr.double() + 1)
+    share = (weight.cumsum(0) / weight.sum()).numpy()
+    drawn_times = np.searchsorted(share, (np.arange(BATCH) + rng.random(BATCH)) / BATCH).clip(max=len(snr) - 1)
+    times = torch.from_numpy(drawn_times)
+    signal = (snr[times] / (1 + snr[times])).sqrt()[:, None, None, None].to(device)
+    times = times.to(device)
     sigma = (1 - signal**2).sqrt()
     kind = torch.device(device).type
     attention = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()  # faster for so few tokens
@@ -157,9 +167,7 @@ def _loss(model, tokenizer, snr, latents, items, seed: list[int], device: str) -
         words = model["text_encoder"](tokens.to(device)).last_hidden_state
         noisy = (signal * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
         drawn = model["unet"](noisy, times, words).sample
-    weight = snr[times].clamp(max=SNR_CAP) / (snr[times] + 1)
-    error = (drawn.float() - (signal * noise - sigma * clean)).square().mean((1, 2, 3))
-    return (weight * error).mean()
+    return float(weight.mean()) * (drawn.float() - (signal * noise - sigma * clean)).square().mean()
 
 
 def _signal_to_noise() -> torch.Tensor:

@@ -429,8 +429,8 @@ def _load_unet(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from writing; their levels are restored afterwards."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    """Keep diffusers, transformers and what they import from writing; their levels are restored afterwards."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "bitsandbytes")]
     levels = [logger.level for logger in loggers]
     bars = _progress_bars()
     try:

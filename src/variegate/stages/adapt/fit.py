@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,9 @@ LORA_RATE, TOKEN_RATE, RATE_WIDTH = 8e-5, 4e-4, 320
 HELD_OUT_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # shares of the timesteps, one loss each
 HELD_OUT_IMAGES = 32
 HELD_OUT_SEED = 2208
+LANE_IMAGES = 16  # of a batch, for one core to have work enough of its own
+
+Gradients = tuple[torch.Tensor, Sequence[torch.Tensor | None]]  # a loss, and its gradient by parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,7 @@ class Fit:
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if section.ema else {}
         self.best: dict[str, torch.Tensor] = {}
         self.progress = Progress(micro_batch=section.micro_batch or section.batch)
+        self.lanes = ThreadPoolExecutor(trainee.lanes, "adapt")
 
     # ---------------------------------------------------------------- the loop
 
@@ -244,24 +249,49 @@ class Fit:
     def _accumulate(self, views: Views, batch: Batch, weight: float, step: int) -> torch.Tensor:
         """Add this process's share of the batch's gradient; halves the micro-batch whenever memory runs out."""
         size = len(batch)
-        first, last = (size * (self.team.rank + k) // self.team.size for k in (0, 1))
+        start, last = (size * (self.team.rank + k) // self.team.size for k in (0, 1))
         loss = torch.zeros((), device=self.trainee.device)
-        start = first
         while start < last:
             part = batch.part(start, min(start + self.progress.micro_batch, last))
-            before = {name: None if p.grad is None else p.grad.clone() for name, p in self.parameters.items()}
             try:
                 with seeded(seed_from(self.seed, "dropout", step, start)), self.trainee.computing(training=True):
-                    share = self._losses(views, part, self.learning_weights).sum() / size
-                    (weight * share).backward()
+                    lanes = self._side_by_side(lambda lane: self._gradients(views, lane, weight, size), part)
             except (MemoryError, RuntimeError) as exc:
                 self._shrink(exc, len(part), step)
-                for name, parameter in self.parameters.items():
-                    parameter.grad = before[name]
                 continue
-            loss += share.detach()
+            for share, gradients in lanes:
+                loss += share
+                for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+                    if gradient is not None:
+                        if parameter.grad is None:
+                            parameter.grad = torch.zeros_like(parameter)
+                        parameter.grad += gradient
             start += len(part)
         return loss
+
+    def _gradients(self, views: Views, part: Batch, weight: float, size: int) -> Gradients:
+        """A part's share of the mean loss of `size` items, and the gradient of `weight` times it."""
+        share = self._losses(views, part, self.learning_weights).sum() / size
+        # not backward(): two of those at a time would add to the same .grad
+        found = torch.autograd.grad(weight * share, list(self.parameters.values()), allow_unused=True)
+        return share.detach(), found
+
+    def _side_by_side(self, work: Callable[[Batch], Gradients], part: Batch) -> list[Gradients]:
+        """The work on a part, in as many lanes as its images fill, each a thread with its share of the cores."""
+        count = max(min(self.trainee.lanes, len(part) // LANE_IMAGES), 1)
+        if count == 1:
+            return [work(part)]
+        threads = torch.get_num_threads()
+
+        def in_lane(first: int, last: int) -> Gradients:
+            with self.trainee.lane(threads // count):
+                return work(part.part(first, last))
+
+        edges = [len(part) * k // count for k in range(count + 1)]
+        try:
+            return list(self.lanes.map(in_lane, edges, edges[1:]))
+        finally:
+            torch.set_num_threads(threads)  # a lane's number would hold for threads that start later, too
 
     def _shrink(self, exc: BaseException, size: int, step: int) -> None:
         if not is_out_of_memory(exc):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,19 @@ class Encoder:
     model: Any
     rows: TokenEmbedding | None = None
     ids: dict[str, torch.Tensor] = field(default_factory=dict)  # caption -> token ids
+    lock: Lock = field(default_factory=Lock)  # a tokenizer refuses two threads at a time
 
     def token_ids(self, caption: str) -> torch.Tensor:
-        if caption not in self.ids:
-            self.ids[caption] = self.tokenizer(
-                caption,
-                padding="max_length",
-                truncation=True,
-                max_length=self.tokenizer.model_max_length,
-                return_tensors="pt",
-            ).input_ids[0]
-        return self.ids[caption]
+        with self.lock:
+            if caption not in self.ids:
+                self.ids[caption] = self.tokenizer(
+                    caption,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=self.tokenizer.model_max_length,
+                    return_tensors="pt",
+                ).input_ids[0]
+            return self.ids[caption]
 
 
 class Trainee:
@@ -157,16 +160,33 @@ class Trainee:
     @contextmanager
     def computing(self, training: bool) -> Iterator[None]:
         """Autocast to the frozen weights' dtype; on the CPU plain attention is faster for few positions."""
-        kind = self.device.type
-        half = self.backend.dtype != torch.float32
         for part in (self.unet, *(encoder.model for encoder in self.encoders)):
             part.train(training)
         try:
-            with torch.autocast(kind, self.backend.dtype, enabled=half), _attention(kind), self._lora_casts():
+            with self._autocast(), _attention(self.device.type), self._lora_casts():
                 yield
         finally:
             for part in (self.unet, *(encoder.model for encoder in self.encoders)):
                 part.eval()
+
+    @property
+    def lanes(self) -> int:
+        """How many parts of a batch may be computed side by side: on a CPU one core gets through a part of its own faster
+        than two through one after the other, kernel by kernel (docs/log.md, 2026-11-29)."""
+        parts = (self.unet, *(encoder.model for encoder in self.encoders))
+        draws = any(isinstance(layer, torch.nn.Dropout) and layer.p for part in parts for layer in part.modules())
+        # dropout draws from the one generator of all threads, in no order
+        return 1 if self.device.type != "cpu" or draws else self.backend.spec.threads
+
+    @contextmanager
+    def lane(self, threads: int) -> Iterator[None]:
+        """Inside `computing`, in a thread of its own: autocast and a share of the cores belong to a thread."""
+        torch.set_num_threads(threads)
+        with self._autocast():
+            yield
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.backend.dtype, enabled=self.backend.dtype != torch.float32)
 
     @contextmanager
     def _lora_casts(self) -> Iterator[None]:

@@ -92,6 +92,43 @@ def test_training_leaves_the_process_randomness_alone(tiny_sd: Path) -> None:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+# ------------------------------------------------------------------------------------------ lanes
+
+
+def learned_by(model: Path, threads: int, **adapt: object) -> tuple[dict[str, torch.Tensor], list[float], int]:
+    """Values, losses, and how many threads worked, after three steps of 32 images."""
+    names: set[str] = set()
+    with trainee_of(model, backend={"threads": threads}, batch=32, text_encoder_lora=True, **adapt) as trainee:
+        fit = fit_of(trainee)
+        losses_of = fit._losses
+
+        def heard(*given: Any) -> torch.Tensor:
+            names.add(threading.current_thread().name)
+            return losses_of(*given)
+
+        fit._losses = heard
+        fit.run(3)
+        assert torch.get_num_threads() == threads
+        return values_of(trainee), fit.progress.losses, len(names)
+
+
+def test_two_cores_share_a_batch_and_learn_what_one_does(tiny_sd: Path) -> None:
+    one, losses, workers = learned_by(tiny_sd, 1)
+    assert workers == 1
+    two, losses_of_two, workers = learned_by(tiny_sd, 2)
+    assert workers == 2 and losses_of_two == pytest.approx(losses, rel=1e-5)
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, atol=2e-3), name  # three steps of 1e-2
+    again, *_ = learned_by(tiny_sd, 2)
+    assert same(again, two)
+
+
+def test_small_parts_and_dropout_stay_in_one_lane(tiny_sd: Path) -> None:
+    assert learned_by(tiny_sd, 2, micro_batch=8)[2] == 1
+    with_dropout, _, workers = learned_by(tiny_sd, 2, dropout=0.3)
+    assert workers == 1 and same(with_dropout, learned_by(tiny_sd, 2, dropout=0.3)[0])
+
+
 # ------------------------------------------------------------------------------------------ checkpoints
 
 
