@@ -166,7 +166,8 @@ def make_unet(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    items = load_pictures(options.work / "data").items
+    pictures = load_pictures(options.work / "data")
+    items = pictures.items
     latents = load_file(options.work / "latents.safetensors")["latents"]
     vae = AutoencoderKL.from_pretrained(options.work / "vae").float()
     denoiser = _denoiser(options, items, latents.shape[-1])
@@ -187,6 +188,7 @@ def make_unet(options: argparse.Namespace) -> None:
         denoiser,
         latents,
         items,
+        pictures.marks,
         options.work,
         minutes=options.minutes or 70,
         peak_rate=options.rate or PEAK_RATE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,27 @@ def pictures():
 
     meadow = make_meadow(n_species=4, n_per_species=4)
     items = [Item("butterfly", mark_phrases(meadow.species[label]), "on grass") for label in meadow.labels]
-    return Pictures(meadow.images, items)
+    return Pictures(meadow.images, items, np.zeros((len(items), 16, 16), np.uint8))
+
+
+def test_marks_and_spots_are_where_the_picture_shows_them(tmp_path: Path) -> None:
+    from starter.data import MARKS, NO_MARKS, SPOTS, _drawn_with_marks
+
+    from variegate.stages.dataset.butterflies import Species, draw_butterfly, sample_pose
+
+    plain = Species("rounded", "round", "blue", "red")
+    spotted = replace(plain, spot_count=2, spot_colour="white", spot_kind="spots", spot_place="forewings")
+    pose = sample_pose(np.random.default_rng(3), "grass")
+    for species, seen in (
+        (plain, {NO_MARKS}),
+        (spotted, {NO_MARKS, SPOTS}),
+        (replace(spotted, margin_colour="black", margin_width="wide"), {NO_MARKS, MARKS, SPOTS}),
+    ):
+        image, shown = _drawn_with_marks(species, pose, np.random.default_rng(1), 64)
+        assert np.array_equal(image, draw_butterfly(species, pose, np.random.default_rng(1), 64)[0])
+        assert shown.shape == (16, 16) and set(np.unique(shown)) == seen
+        white = (image.astype(int).min(axis=2) > 190).reshape(16, 4, 16, 4).sum(axis=(1, 3)) >= 8
+        assert SPOTS not in seen or (shown[white] == SPOTS).all() and 0.01 < (shown == SPOTS).mean() < 0.2
 
 
 def test_an_exported_starter_is_trained_on_by_its_own_autoencoder(
