@@ -117,11 +117,9 @@ def calibrate(real: np.ndarray, groups: Sequence[str], *, seed: int) -> Calibrat
     return Calibration(threshold, copied, apart, is_sharp=far < threshold)
 
 
-def count_copies(drawn: np.ndarray, real: np.ndarray, groups: Sequence[str], *, seed: int) -> int:
+def count_copies(drawn: np.ndarray, real: np.ndarray, calibration: Calibration) -> int:
     """Drawn images without a source that are copies of training images; both uint8 [N, 64, 64, 3]."""
-    if not len(drawn) or not len(real):
-        return 0
-    return int((nearness(drawn, real).other < calibrate(real, groups, seed=seed).threshold).sum())
+    return int((nearness(drawn, real).other < calibration.threshold).sum())
 
 
 def alter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

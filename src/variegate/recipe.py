@@ -37,6 +37,7 @@ MAX_PASSES = 8  # of compose: sequential
 MIXES_BY_SHARE = ("mixup", "cutmix", "mixup+cutmix", "manifold-mixup")
 VIEWS_PER_IMAGE = 192  # when adapting; 300 steps of 32 for 50 images
 LEAST_VIEWS, MOST_VIEWS = 300 * 32, 3000 * 32
+WEIGHTED_VIEWS = 0.5  # of them with timesteps weighted, which teaches as much (docs/log.md, 2026-11-29)
 
 
 def _as_list(value: Any) -> Any:
@@ -169,11 +170,12 @@ class AdaptSection(Section):
     # feed-forward layers too, which small models need; or endings of module names
     text_encoder_lora: bool = False
     steps: int | None = Field(None, ge=1)  # null: what shows each training image 192 times (joint: false: each one of a
-    # class), at least 300 batches of 32 and at most 3,000
+    # class), at least 300 batches of 32 and at most 3,000; half of it with timesteps weighted
     batch: int = Field(32, ge=1)  # images a step, all processes together
     micro_batch: int | None = Field(None, ge=1)  # of them at a time; null: all. Halved when memory runs out
     optimizer: Literal["adamw", "adamw-8bit", "prodigy"] = "adamw"
     lr: float | None = Field(None, gt=0.0)  # of the LoRA; null: 8e-5 at the width of SD 1.5, more for narrower models
+    # and half as much again with timesteps weighted
     token_lr: float | None = Field(None, gt=0.0)  # of the tokens; null: 4e-4 at the width of SD 1.5, likewise
     weight_decay: float = Field(0.01, ge=0.0)
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -224,10 +226,14 @@ class AdaptSection(Section):
 
         >>> [AdaptSection().steps_for(n) for n in (10, 50, 200, 6000)], AdaptSection(batch=8).steps_for(200)
         ([300, 300, 1200, 3000], 4800)
+        >>> AdaptSection(timesteps="weighted").steps_for(50)
+        150
         """
         if self.steps is not None:
             return self.steps
-        return math.ceil(min(max(VIEWS_PER_IMAGE * num_images, LEAST_VIEWS), MOST_VIEWS) / self.batch)
+        views = min(max(VIEWS_PER_IMAGE * num_images, LEAST_VIEWS), MOST_VIEWS)
+        share = WEIGHTED_VIEWS if self.timesteps == "weighted" else 1.0
+        return math.ceil(views * share / self.batch)
 
     @property
     def has_tokens(self) -> bool:

@@ -112,9 +112,9 @@ def test_previews_that_are_copies_are_counted() -> None:
     rng = np.random.default_rng(0)
     noisy = np.clip(real[:1].astype(int) + rng.integers(-6, 7, real[:1].shape), 0, 255).astype(np.uint8)
     drawn = np.concatenate([fresh, noisy, real[3:4, :, ::-1]])
-    assert count_copies(drawn, real, names(6), seed=0) == 2
-    assert count_copies(fresh, real[:1], ["a"], seed=0) == 0
-    assert count_copies(fresh[:0], real, names(6), seed=0) == 0
+    assert count_copies(drawn, real, calibrate(real, names(6), seed=0)) == 2
+    assert count_copies(fresh, real[:1], calibrate(real[:1], ["a"], seed=0)) == 0
+    assert count_copies(fresh[:0], real, calibrate(real, names(6), seed=0)) == 0
 
 
 def test_the_same_images_give_the_same_calibration() -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from variegate.backends.adapter import ADAPTER
 from variegate.backends.diffusion import DiffusionBackend
-from variegate.copies import SIZE_PX, count_copies
+from variegate.copies import SIZE_PX, Calibration, calibrate, count_copies
 from variegate.errors import TaskFailed
 from variegate.images import resize_square
 from variegate.judge import Judge, class_agreement, train_judge
@@ -257,10 +258,15 @@ class Course:
             path.unlink(missing_ok=True)
 
     def _copies(self, drawn: np.ndarray) -> int:
+        small = np.stack([resize_square(one, SIZE_PX) for one in drawn])
+        return count_copies(small, *self._copied)
+
+    @cached_property
+    def _copied(self) -> tuple[np.ndarray, Calibration]:
+        """The training images, and what a copy of one of them is."""
         train = self.material.train
         real = load_pixels(self.recipe, train, SIZE_PX)
-        small = np.stack([resize_square(one, SIZE_PX) for one in drawn])
-        return count_copies(small, real, [image.id for image in train], seed=self.seed)
+        return real, calibrate(real, [image.id for image in train], seed=self.seed)
 
     def scores(self) -> dict[str, Any]:
         """What is known of how good the adapter is."""

@@ -143,7 +143,18 @@ def template_environment(*, html: bool, folders: Sequence[Path] = ()) -> Environ
     )
     environment.filters |= {
         name: getattr(words, name)
-        for name in ("percent", "points", "span", "count", "short", "duration", "label_words", "megabytes", "energy")
+        for name in (
+            "percent",
+            "points",
+            "span",
+            "count",
+            "short",
+            "duration",
+            "label_words",
+            "megabytes",
+            "energy",
+            "unbroken",
+        )
     }
     environment.filters["breakable"] = breakable
     environment.globals |= {
