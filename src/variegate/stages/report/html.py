@@ -143,18 +143,7 @@ def template_environment(*, html: bool, folders: Sequence[Path] = ()) -> Environ
     )
     environment.filters |= {
         name: getattr(words, name)
-        for name in (
-            "percent",
-            "points",
-            "span",
-            "count",
-            "short",
-            "duration",
-            "label_words",
-            "megabytes",
-            "energy",
-            "unbroken",
-        )
+        for name in ("percent", "points", "span", "count", "short", "duration", "label_words", "megabytes", "energy")
     }
     environment.filters["breakable"] = breakable
     environment.globals |= {

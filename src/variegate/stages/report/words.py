@@ -32,15 +32,6 @@ def percent_short(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def unbroken(text: str) -> str:
-    """Text in which no line ends between a number and its percent sign.
-
-    >>> unbroken("74.9 % became more")
-    '74.9\xa0% became more'
-    """
-    return text.replace(" %", "\u00a0%")
-
-
 def plain_points(value: float) -> str:
     """A size in percentage points, without a sign.
 
