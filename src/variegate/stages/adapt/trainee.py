@@ -200,7 +200,7 @@ class Trainee:
             yield
 
     def _merged(self) -> AbstractContextManager[None]:
-        """A tenth to a seventh of a step on a CPU (docs/log.md, 2026-11-29); with dropout the two ways are not the same."""
+        """Up to a tenth of a step on a CPU (docs/log.md, 2026-11-29); with dropout the two ways are not the same."""
         if self.device.type == "cpu" and self.section.has_lora and not self.section.dropout:
             return merged_products(self.unet, LORA_NAME)
         return nullcontext()

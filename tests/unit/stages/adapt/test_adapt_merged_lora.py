@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_in_bf16_gradients_reach_fp32_parameters() -> None:
         assert F.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99, name
 
 
+@pytest.mark.parametrize(("dropout", "is_merged"), [(0.0, True), (0.2, False)])
+def test_while_learning_layers_are_merged_unless_they_drop_inputs(
+    tiny_sd: Path, dropout: float, is_merged: bool
+) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    with trainee_of(tiny_sd, dropout=dropout, targets="all") as trainee:
+        layers = [layer for layer in trainee.unet.modules() if isinstance(layer, LoraLayer)]
+        with trainee.computing(training=True):
+            assert layers and all(("forward" in vars(layer)) == is_merged for layer in layers)
+        assert not any("forward" in vars(layer) for layer in layers)
+
+
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_a_model_learns_the_same_either_way(tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, targets: str) -> None:
     def learned() -> dict[str, torch.Tensor]:
@@ -81,6 +95,6 @@ def test_a_model_learns_the_same_either_way(tiny_sd: Path, monkeypatch: pytest.M
             return values_of(trainee)
 
     merged = learned()
-    monkeypatch.setattr(trainee_module.Trainee, "_merged", lambda self: self._lora_casts())
+    monkeypatch.setattr(trainee_module, "merged_products", lambda net, adapter: nullcontext())
     for name, value in learned().items():
         assert torch.allclose(merged[name], value, atol=2e-3), name  # three steps of 1e-2
