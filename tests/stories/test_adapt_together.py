@@ -42,18 +42,16 @@ def two_processes(process: Callable[..., subprocess.Popen], *arguments: str | Pa
 def test_two_processes_learn_what_one_learns(
     tmp_path: Path, process: Callable[..., subprocess.Popen], more: tuple[str, ...], lessons: int
 ) -> None:
-    """The second one writes nothing."""
+    """The second one writes nothing. In fp32: bf16 rounds more than its sums, which turns Adam's first steps round."""
     out, alone = tmp_path / "out", tmp_path / "alone"
+    more = (*more, *settings("adapt.dtype=fp32"))
     children = two_processes(process, "adapt", "--out", out, *LEARN, *more)
     assert variegate("adapt", "--out", alone, *LEARN, *more).status == 0
     said = [child.communicate(timeout=200) for child in children]
     assert [child.returncode for child in children] == [0, 0], said
     assert f"helped with {lessons} lessons" in said[1][0]
     mine, theirs = (load_file(root / "adapt/learned_embeds.safetensors") for root in (out, alone))
-    apart = np.concatenate([np.abs(mine[name] - theirs[name]).ravel() for name in theirs])
-    # the same but for rounding, which turns Adam's first steps round where a gradient is next to nothing
-    rate = 0.015  # of the recipe's tokens
-    assert np.quantile(apart, 0.99) < 3 * rate and apart.max() < 6 * rate
+    assert all(np.abs(mine[name] - theirs[name]).max() < 0.02 for name in theirs), "the same but for rounding"
     losses = [json.loads((root / "adapt/log.jsonl").read_text().splitlines()[-1]) for root in (out, alone)]
     assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=0.01)
 
