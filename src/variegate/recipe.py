@@ -190,6 +190,8 @@ class AdaptSection(Section):
     # it so much; last: that one alone, DasDiff's rule for one-step models, which blurs (docs/methods.md)
     timesteps: Literal["all", "weighted", "last"] = "all"
     mask: Literal["none", "foreground"] = "none"  # foreground: the loss counts where the data's masks are
+    # share of the loss that goes by where the prompt's class matters: where the prediction told of another class differs
+    focus: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     flip: bool = True  # mirror images are images of the class too
     crops: int = Field(1, ge=1, le=64)  # views of each image, encoded once: the whole and random crops
     balance: float = Field(1.0, ge=0.0)  # an image is picked with 1 / n^balance, n the images of its class
@@ -209,6 +211,10 @@ class AdaptSection(Section):
             raise ValueError(
                 "distill teaches a one-step model what its adapted parent draws; name the parent in model, and set "
                 "method lora or tokens+lora"
+            )
+        if self.focus and not self.joint:
+            raise ValueError(
+                "focus asks what another class would look like, and with joint: false none is learned beside"
             )
         if self.early_stop is not None and not self.evaluations:
             raise ValueError("early_stop watches the held-out loss and evaluations is 0; raise it")

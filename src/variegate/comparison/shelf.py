@@ -40,10 +40,11 @@ class Shelf:
         """Where the adapter is or would be; None where the recipe learns none."""
         if recipe.adapt.method in {"none", "file"}:
             return None
+        not_learned = NOT_LEARNED - ({"evaluations"} if recipe.adapt.early_stop else set())
         lesson = content_id(
             recipe.seed,
-            recipe.dataset.model_dump(),
-            recipe.adapt.model_dump(exclude=NOT_LEARNED - ({"evaluations"} if recipe.adapt.early_stop else set())),
+            recipe.dataset.model_dump(exclude_defaults=True),
+            recipe.adapt.model_dump(exclude=not_learned, exclude_defaults=True),
             lesson_fingerprints(recipe),
             lesson_drawing(recipe),
             (recipe.prompts.text, recipe.prompts.environments),

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from variegate.recipe import AdaptSection, Recipe
 from variegate.records import ClassInfo, RealImage
 from variegate.templates import class_word, described, render
 
 
-def captions_of(
-    recipe: Recipe, classes: Sequence[ClassInfo], images: Sequence[RealImage], placeholders: Sequence[str]
-) -> list[list[str]]:
-    """One caption a text for each image [image][text].
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What is said of images, of their own class or of another in its place.
 
     {environment} is the image's own group where prompts.environments is `groups`; else nobody knows it and its clause is left out.
     """
-    prompts = recipe.prompts
-    by_label = {info.label: info for info in classes}
-    words = {info.label: class_word(info, placeholders, recipe.adapt.superclass) for info in classes}
-    found = []
-    for image in images:
-        values = {
-            "name": words[image.label],
-            "description": described(by_label[image.label]),
-            "caption": image.caption or "",
-            "environment": (image.group or "") if prompts.environments == "groups" else "",
-        }
-        found.append([render(text, **values) for text in prompts.texts])
-    return found
+
+    texts: tuple[str, ...]
+    classes: tuple[tuple[str, str], ...]  # what {name} and {description} say of each class
+    images: tuple[tuple[int, str, str], ...]  # class, {caption} and {environment} of each image
+
+    def of(self, image: int, text: int) -> str:
+        """Caption `text` of an image."""
+        return self._said(image, text, self.images[image][0])
+
+    def of_rival(self, image: int, text: int, number: int) -> str:
+        """The same, had the image the class `number` places (any whole number) after its own, never its own."""
+        own, count = self.images[image][0], len(self.classes)
+        return self._said(image, text, (own + 1 + number % (count - 1)) % count)
+
+    def _said(self, image: int, text: int, kind: int) -> str:
+        _, caption, environment = self.images[image]
+        name, description = self.classes[kind]
+        return render(self.texts[text], name=name, description=description, caption=caption, environment=environment)
+
+    def captions(self) -> list[list[str]]:
+        """Of every image [image][text]."""
+        return [[self.of(image, text) for text in range(len(self.texts))] for image in range(len(self.images))]
+
+
+def telling_of(
+    recipe: Recipe, classes: Sequence[ClassInfo], images: Sequence[RealImage], placeholders: Sequence[str]
+) -> Telling:
+    prompts, places = recipe.prompts, {info.label: k for k, info in enumerate(classes)}
+    words = [(class_word(info, placeholders, recipe.adapt.superclass), described(info)) for info in classes]
+    grouped = prompts.environments == "groups"
+    return Telling(
+        texts=tuple(prompts.texts),
+        classes=tuple(words),
+        images=tuple(
+            (places[image.label], image.caption or "", (image.group or "") if grouped else "") for image in images
+        ),
+    )
+
+
+def captions_of(
+    recipe: Recipe, classes: Sequence[ClassInfo], images: Sequence[RealImage], placeholders: Sequence[str]
+) -> list[list[str]]:
+    """One caption a text for each image [image][text]."""
+    return telling_of(recipe, classes, images, placeholders).captions()
 
 
 def prior_texts(section: AdaptSection, words: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,8 +16,10 @@ from variegate.backends.devices import is_out_of_memory
 from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
+from variegate.stages.adapt.captions import Telling
 from variegate.stages.adapt.checkpoints import State
 from variegate.stages.adapt.objective import (
+    class_focus,
     clean_of,
     huber_losses,
     item_losses,
@@ -43,7 +45,8 @@ Gradients = tuple[torch.Tensor, Sequence[torch.Tensor | None]]  # a loss, and it
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Encoded images with their captions; latents [N, views, C, h, w] scaled, masks [N, views, 1, h, w] or None.
+    """Encoded images with their captions; latents [N, views, C, h, w] scaled, masks [N, views, 1, h, w] or None. `telling` is
+    what they would be told of other classes; without one nothing is known of classes.
 
     With `starts` and `times` they are pairs instead: noised latents, like `latents`, and the timestep of each [N], from which
     a one-step model should reach `latents`.
@@ -55,6 +58,7 @@ class Views:
     masks: torch.Tensor | None = None
     starts: torch.Tensor | None = None
     times: torch.Tensor | None = None
+    telling: Telling | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -105,7 +109,7 @@ def distilling(section: Settled) -> Settled:
     """The section of the lesson that follows a parent's own: its steps and rates, and nothing that images alone have."""
     rate = section.distill.lr if section.distill.lr is not None else section.lr / 2
     own = {"steps": section.distill.steps, "lr": rate, "token_lr": section.token_lr * rate / section.lr}
-    return section.model_copy(update={**own, "early_stop": None, "timesteps": "all", "mask": "none"})
+    return section.model_copy(update={**own, "early_stop": None, "timesteps": "all", "mask": "none", "focus": 0.0})
 
 
 def optimizer_for(trainee: Trainee, section: Settled) -> torch.optim.Optimizer:
@@ -276,7 +280,7 @@ class Fit:
 
     def _gradients(self, views: Views, part: Batch, weight: float, size: int) -> Gradients:
         """A part's share of the mean loss of `size` items, and the gradient of `weight` times it."""
-        share = self._losses(views, part, self.learning_weights).sum() / size
+        share = self._losses(views, part, self.learning_weights, self.section.focus).sum() / size
         # not backward(): two of those at a time would add to the same .grad
         found = torch.autograd.grad(weight * share, list(self.parameters.values()), allow_unused=True)
         return share.detach(), found
@@ -313,8 +317,8 @@ class Fit:
         if self.trainee.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _losses(self, views: Views, batch: Batch, time_weights: torch.Tensor) -> torch.Tensor:
-        """Loss of each item [N]; an error at timestep t counts `time_weights[t]`."""
+    def _losses(self, views: Views, batch: Batch, time_weights: torch.Tensor, focus: float = 0.0) -> torch.Tensor:
+        """Loss of each item [N]; an error at timestep t counts `time_weights[t]`, `focus` of it where its class matters."""
         if views.starts is not None:
             return self._pair_losses(views, batch)
         trainee, device = self.trainee, self.trainee.device
@@ -324,10 +328,19 @@ class Fit:
         times = torch.from_numpy(batch.time)
         kept = self.kept[times]
         noisy = noised(clean, noise, kept).to(device)
-        text = trainee.encode([views.captions[i][t] for i, t in zip(batch.image, batch.text, strict=True)])
-        predicted = trainee.predict(noisy, times.to(device), text)
+        predict = lambda captions: trainee.predict(noisy, times.to(device), trainee.encode(captions))  # noqa: E731
+        rival = None
+        if focus and views.telling is not None:
+            with torch.no_grad(), trainee.same_dropout():
+                rival = predict(
+                    [views.telling.of_rival(*item) for item in _items(batch.image, batch.text, batch.noise)]
+                )
+        predicted = predict([views.captions[i][t] for i, t in _items(batch.image, batch.text)])
         wanted = target(self.kind, clean, noise, kept).to(device)
         mask = None if views.masks is None else views.masks[image, view].to(device)
+        if rival is not None:
+            counted = class_focus(predicted.detach(), rival, focus)
+            mask = counted if mask is None else mask * counted
         return item_losses(predicted, wanted, time_weights[times].to(device), mask)
 
     def _pair_losses(self, views: Views, batch: Batch) -> torch.Tensor:
@@ -466,6 +479,10 @@ class Fit:
             math.inf if facts["best"] is None else facts["best"],
             facts["best_step"], facts["since_best"], facts["stopped"], facts["micro_batch"],
         )  # fmt: skip
+
+
+def _items(*columns: np.ndarray) -> Iterator[tuple[int, ...]]:
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def _ensure_finite(what: str, value: float, step: int) -> None:

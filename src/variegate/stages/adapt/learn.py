@@ -58,7 +58,7 @@ class Course:
         self.prior = None
         if taught is None:
             # latents first: the autoencoder and the base model are as they came
-            self.views = self._views(material.train, material.captions)
+            self.views = replace(self._views(material.train, material.captions), telling=material.telling)
             self.held_out = self._held_out()
             self.prior = self._prior()
         else:

@@ -19,7 +19,7 @@ from variegate.errors import DataError, Problem
 from variegate.images import load_squares
 from variegate.recipe import AdaptSection, BackendSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id
-from variegate.stages.adapt.captions import captions_of
+from variegate.stages.adapt.captions import Telling, telling_of
 from variegate.stages.adapt.lengths import cut_captions
 from variegate.store import RunFolder
 from variegate.templates import plain_name
@@ -37,6 +37,7 @@ class Material:
     held_out: tuple[RealImage, ...]
     placeholders: tuple[str, ...]
     words: tuple[str, ...]  # what first token values come from
+    telling: Telling  # of the training images
     captions: tuple[tuple[str, ...], ...]
     held_out_captions: tuple[tuple[str, ...], ...]
     warnings: tuple[str, ...] = ()
@@ -54,9 +55,8 @@ def gather(recipe: Recipe, folder: RunFolder) -> Material:
     if not train:
         raise DataError(Problem("adapt", "there is no training image"))
     names = tuple(placeholder(info.label) for info in classes) if recipe.adapt.has_tokens else ()
-    captions, held_out_captions = (
-        tuple(map(tuple, captions_of(recipe, classes, images, names))) for images in (train, held_out)
-    )
+    telling, held_out_telling = (telling_of(recipe, classes, images, names) for images in (train, held_out))
+    captions, held_out_captions = (tuple(map(tuple, one.captions())) for one in (telling, held_out_telling))
     cuts = cut_captions(
         (text for texts in (*captions, *held_out_captions) for text in texts),
         dict.fromkeys(names, recipe.adapt.vectors),
@@ -75,6 +75,7 @@ def gather(recipe: Recipe, folder: RunFolder) -> Material:
         held_out=held_out,
         placeholders=names,
         words=tuple(plain_name(info) for info in classes),
+        telling=telling,
         captions=captions,
         held_out_captions=held_out_captions,
         warnings=tuple(warnings),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 HUBER_WIDTH = 0.3  # of latents of unit deviation
+FOCUS_CAP = 10.0  # times the mean difference of an item
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -66,10 +67,22 @@ def huber_losses(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return ((error + HUBER_WIDTH**2).sqrt() - HUBER_WIDTH).mean((1, 2, 3))
 
 
+def class_focus(own: torch.Tensor, rival: torch.Tensor, share: float) -> torch.Tensor:
+    """How much the error at each place of an item counts [N, 1, h, w], 1 on average: `share` of it goes by where predictions
+    [N, C, h, w] for the item's own class and for another differ.
+
+    What tells classes apart is often small (a spot covers one place of 256), and its error is lost among what all of them share.
+    """
+    difference = (own.float() - rival.float()).square().mean(1, keepdim=True)
+    capped = difference.minimum(FOCUS_CAP * difference.mean((2, 3), keepdim=True))
+    mean = capped.mean((2, 3), keepdim=True)
+    return 1 - share + share * torch.where(mean > 0, capped / mean.clamp(min=1e-30), 1.0)
+
+
 def item_losses(
     predicted: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Weighted mean squared error of each item [N]; with a mask [N, 1, h, w] in [0, 1] only what it covers counts."""
+    """Weighted mean squared error of each item [N]; with a mask [N, 1, h, w] of no negative values places count as it says."""
     error = (predicted.float() - wanted.float()).square()
     if mask is None:
         return weights * error.mean((1, 2, 3))

@@ -98,6 +98,8 @@ def check(recipe: Recipe, classes: Sequence[ClassInfo]) -> None:
     problems = [*model_problems(recipe), *word_problems(recipe, classes)]
     if problems:
         raise ModelError(problems)
+    if section.focus and len(classes) < 2:
+        raise DataError(Problem("adapt.focus", "tells a class from others and there is one class", "set adapt.focus=0"))
     if section.mask == "foreground" and not _may_have_masks(recipe.dataset.path):
         raise DataError(
             Problem("adapt.mask", "foreground needs a mask for each image", "give a table with a mask column")

@@ -179,6 +179,12 @@ class Trainee:
         # dropout draws from the one generator of all threads, in no order
         return 1 if self.device.type != "cpu" or draws else self.backend.spec.threads
 
+    def same_dropout(self) -> AbstractContextManager[None]:
+        """Around a prediction, so that the next one drops what it does; without dropout nothing is done."""
+        if not self.section.dropout:
+            return nullcontext()
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
     @contextmanager
     def lane(self, threads: int) -> Iterator[None]:
         """Inside `computing`, in a thread of its own: autocast and a share of the cores belong to a thread."""

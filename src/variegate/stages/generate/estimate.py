@@ -64,7 +64,8 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         answer |= {"pairs": recipe.adapt.distill.pairs, "pair_evaluations": pair_evaluations(recipe)}
     if measure and len(plan):
         opening, per_evaluation, per_image, bytes_per_image = _measure(spec, plan)
-        lesson = LEARNING_COST * learned + pair_evaluations(recipe)
+        rivals = rival_evaluations(recipe.adapt, sum(real)) if learned else 0
+        lesson = LEARNING_COST * learned + rivals + pair_evaluations(recipe)
         seconds = {"adapt": opening + per_evaluation * lesson} if learned else {}
         seconds["generate"] = opening + per_evaluation * total + per_image * len(plan)
         answer["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
@@ -110,6 +111,11 @@ def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> 
     steps = courses * section.steps_for(math.ceil(num_images / courses))
     distilled = section.distill.steps if section.distill.pairs else 0
     return (steps * (2 if section.prior.images else 1) + distilled) * section.batch
+
+
+def rival_evaluations(section: AdaptSection, num_images: int) -> int:
+    """U-Net evaluations without learning that `adapt.focus` asks for."""
+    return section.steps_for(num_images) * section.batch if section.focus else 0
 
 
 def pair_evaluations(recipe: Recipe) -> int:
