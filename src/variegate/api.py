@@ -242,7 +242,8 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """Write the resolved recipe into a folder; refuse a different one once anything was drawn or trained with the old, and one
     that would learn another adapter over a finished one.
 
-    More arms or seeds than before are no difference: they add to what is there.
+    More arms or seeds than before are no difference: they add to what is there. Nor is another place of the same adapter: a
+    comparison's folder may have been moved.
     """
     path = folder.root / "recipe.yaml"
     begun = "done" in folder.chunk_states() or (folder.root / "train").exists()
@@ -253,6 +254,8 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
         changed = difference(old.model_dump(mode="json"), recipe.model_dump(mode="json"))
         if not changed:
             return
+        if _has_its_adapter(folder, old, recipe):
+            old = old.model_copy(update={"adapt": old.adapt.model_copy(update={"path": recipe.adapt.path})})
         if not extends(old, recipe):
             remedy = "choose another --out folder, or repeat the old recipe with --recipe " + str(path)
             problems = [Problem(str(folder.root), f"was made by another recipe: {line}") for line in changed]
@@ -260,6 +263,15 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
             raise RunFolderError(problems)
     folder.write("env.json", json.dumps(environment(), indent=1) + "\n")
     folder.write("recipe.yaml", dump_recipe(recipe))
+
+
+def _has_its_adapter(folder: RunFolder, old: Recipe, recipe: Recipe) -> bool:
+    """Whether what the recipe takes from a file is what the run took from a file, wherever that was."""
+    from variegate.backends.adapter import ADAPTER, FACTS, adapter_hash
+
+    own = folder.path(ADAPTER)
+    taken = old.adapt.method == recipe.adapt.method == "file" and (own / FACTS).is_file()
+    return taken and adapter_hash(own) == adapter_hash(Path(str(recipe.adapt.path)))
 
 
 def _keep_adapter(folder: RunFolder, old: Recipe, recipe: Recipe) -> None:

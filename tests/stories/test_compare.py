@@ -245,15 +245,17 @@ def test_a_method_that_draws_a_class_as_another_is_told_with_the_draw(tmp_path: 
 
 
 def test_shards_share_the_draws_out_recipes_the_adapters_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    """Not even in a folder that was moved in between."""
     learn = settings("adapt.steps=2", "adapt.batch=2", "adapt.previews=0", "adapt.evaluations=0")
     plain = ("--skip", "randaugment,trivialaugment,mixup,cutmix,duplicated,text-only,best-classic")
-    asked = ("compare", "--recipes", "diff-aug,diff-mix", "--shots", "2", "--draws", "2", "--out", tmp_path / "out")
+    asked = ("compare", "--recipes", "diff-aug,diff-mix", "--shots", "2", "--draws", "2")
     for shard in ("1/2", "2/2"):
-        said = variegate(*asked, *plain, *TINY, *MEADOW, *learn, "--shard", shard)
+        said = variegate(*asked, "--out", tmp_path / "begun", *plain, *TINY, *MEADOW, *learn, "--shard", shard)
         assert said.status == 0 and f"draw {shard[0]} of 2" in said.text, said.text
         assert f"draw {3 - int(shard[0])} of 2" not in said.text and "without --shard" in said.out
-    assert not (tmp_path / "out" / "report.html").exists()
-    said = variegate(*asked, *plain, *TINY, *MEADOW, *learn)
+    assert not (tmp_path / "begun" / "report.html").exists()
+    (tmp_path / "begun").rename(tmp_path / "out")
+    said = variegate(*asked, "--out", tmp_path / "out", *plain, *TINY, *MEADOW, *learn)
     assert said.status == 0, said.text
     assert "training: " not in said.text and "adapting: " not in said.text and "drawing: " not in said.text
     adapters = list((tmp_path / "out" / "adapters").glob("*/adapt/pytorch_lora_weights.safetensors"))
