@@ -214,7 +214,7 @@ class AdaptSection(Section):
             )
         if self.focus and not self.joint:
             raise ValueError(
-                "focus asks what another class would look like, and with joint: false none is learned beside"
+                "focus asks what another class would look like, and with joint: false none is learned beside; set it to 0"
             )
         if self.early_stop is not None and not self.evaluations:
             raise ValueError("early_stop watches the held-out loss and evaluations is 0; raise it")
