@@ -73,6 +73,16 @@ def test_a_recipe_is_combined_with_the_best_classic_augmentation() -> None:
     ]
 
 
+def test_what_is_not_a_default_names_a_run_and_what_is_one_does_not() -> None:
+    """So a key that a later version adds leaves the runs of an earlier one where they are."""
+    base = baseline(load_recipe("none"), entry("real-mix").recipe)
+    of = lambda *overrides: place(entry("real-mix", *overrides), base)[0]  # noqa: E731
+    steps = ["curate=[]", "curate=[{score: blank}, {score: copy}]", "refine=[{op: concat}]", "refine=[{op: fractal}]"]
+    changed = ["generate.per_real=3", "backend.steps=7", "dataset.size_px=32", "prompts.negative=blur", *steps]
+    assert len({of(), *map(of, changed)}) == 1 + len(changed)
+    assert of("adapt.focus=0", "generate.referring=null", "dataset.meadow.habitat_bias=0") == of()
+
+
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name != "none"])
 def test_every_shipped_recipe_trains_as_it_says_it_does(name: str) -> None:
     given = entry(name)
