@@ -232,7 +232,7 @@ def test_a_method_that_draws_a_class_as_another_is_told_with_the_draw(tmp_path: 
         (0, "blue", "red", 1.0),
         (0, "red", "blue", 1.0),
     ]
-    told = "swapped, draw 1: classifiers of the real images alone see classes drawn as others: blue as red (100 % of 12"
+    told = "swapped: classifiers of the real images alone see classes drawn as others: blue as red in draw 1 (100 % of its images"
     assert (
         told in said.text and told in (out / "report.html").read_text() and told in (out / "comparison.md").read_text()
     )

@@ -16,7 +16,7 @@ from variegate.recipe import ArmSection
 from variegate.recipe_file import load_recipe
 from variegate.records import arm_folder, content_id, rounded, seed_from
 from variegate.stages.evaluate.stage import read_seeds
-from variegate.stages.train.class_agreement import asked_about, class_agreement, is_drawn_as_another, warning
+from variegate.stages.train.class_agreement import asked_about, class_agreement, is_drawn_as_another
 from variegate.store import RunFolder
 
 FILE = "class_agreement.json"
@@ -44,10 +44,6 @@ class DrawnClasses:
             for name, entry in zip(self.names, self.entries, strict=True)
             if is_drawn_as_another(entry)
         ]
-
-    @property
-    def warning(self) -> str:
-        return warning(self.entries, self.names)
 
 
 def drawn_classes(folder: RunFolder, judges: Path, seeds: int) -> DrawnClasses | None:

@@ -22,6 +22,7 @@ from variegate.stages.evaluate.metrics import shot_classes
 from variegate.stages.evaluate.results import WEIGHTS, ArmOutcome, TestSet, summarise_arm
 from variegate.stages.evaluate.stage import read_seeds
 from variegate.stages.report.gallery import spread
+from variegate.stages.train.class_agreement import DRAWN_AS_OTHERS
 from variegate.stages.train.pools import with_pools
 from variegate.store import RunFolder
 
@@ -84,10 +85,28 @@ def read_outcome(
         )
 
 
-def drawn_as_others(method: str, found: Sequence[Outcome]) -> list[str]:
-    """What to say of a method's draws in which classes are drawn as others."""
-    seen = [(draw, one.drawn_classes.warning) for draw, one in enumerate(found) if one.drawn_classes]
-    return [f"{method}, draw {draw + 1}: {text}" for draw, text in seen if text]
+def drawn_as_others(method: str, found: Sequence[Outcome]) -> str:
+    """Which classes a method draws as others and in which draws, in one line; empty where none is."""
+    seen: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for draw, one in enumerate(found, start=1):
+        for row in one.drawn_classes.drawn_as_others if one.drawn_classes else ():
+            seen.setdefault(f"{row['class']} as {row['as']}", []).append((draw, row))
+    told = []
+    for pair, rows in seen.items():
+        draws = f"draw{'s' if len(rows) > 1 else ''} {', '.join(str(draw) for draw, _ in rows)}"
+        taken, own, real = (_range([row[key] for _, row in rows]) for key in ("taken", "agreement", "real_agreement"))
+        told.append(f"{pair} in {draws} ({taken} of its images; as itself {own}, where real images are at {real})")
+    return f"{method}: {DRAWN_AS_OTHERS}{'; '.join(told)}" if told else ""
+
+
+def _range(shares: Sequence[float]) -> str:
+    """In per cent.
+
+    >>> _range([0.5]), _range([0.7, 0.25])
+    ('50 %', '25 to 70 %')
+    """
+    low, high = (f"{100 * end:.0f}" for end in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def _shots(folder: RunFolder, results: Mapping[str, Any]) -> dict[str, list[int]] | None:

@@ -197,7 +197,8 @@ class Workshop:
         for name in found:
             first.setdefault(next(method.run for method in layout.methods if method.name == name), name)
         for name in first.values():
-            warnings |= dict.fromkeys(outcomes.drawn_as_others(name + place, found[name]))
+            warnings[outcomes.drawn_as_others(name + place, found[name])] = None
+        warnings.pop("", None)
         if wanted.asked.draws > 1:
             warnings.pop(ONE_SEED, None)  # intervals are over draws here
         summary = results.summarise(layout, found, best, wanted.asked.draws)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from comparing import COST, ROWS, layout, outcomes
 
+from variegate.comparison.drawn_classes import DrawnClasses
+from variegate.comparison.outcomes import drawn_as_others
 from variegate.comparison.plan import DUPLICATED, REAL
 from variegate.comparison.results import compare_methods, estimate, summarise
 
@@ -153,3 +155,20 @@ def test_parts_that_are_the_same_in_every_draw_have_no_interval() -> None:
     assert _spread([0.0, 0.0, 0.0]) == {"mean": 0.0, "low": None, "high": None}
     some = _spread([0.0, 0.2])
     assert some["low"] is not None and some["low"] < some["mean"]
+
+
+def test_classes_drawn_as_others_are_said_in_one_line_a_method_with_the_draws() -> None:
+    entry = {"images": 40, "held_out": 100, "real_taken": 0.0, "real_agreement": 0.9}
+    swapped = entry | {"taken_for": 1, "taken": 0.9, "agreement": 0.1}
+    milder = entry | {"taken_for": 1, "taken": 0.8, "agreement": 0.2, "real_agreement": 0.7}
+    itself = entry | {"taken_for": 0, "taken": 0.0, "agreement": 1.0}
+    found = outcomes(np.random.default_rng(0), {"a": 0.0}, 3)["a"]
+    draws = [DrawnClasses((first, itself), ("lynx", "puma")) for first in (swapped, itself | {"taken_for": 1}, milder)]
+    told = drawn_as_others(
+        "a", [replace(one, drawn_classes=classes) for one, classes in zip(found, draws, strict=True)]
+    )
+    assert told == (
+        "a: classifiers of the real images alone see classes drawn as others: lynx as puma in draws 1, 3 "
+        "(80 to 90 % of its images; as itself 10 to 20 %, where real images are at 70 to 90 %)"
+    )
+    assert drawn_as_others("a", found) == "", "nobody was asked"

@@ -15,6 +15,7 @@ from variegate.judge import binomial_low
 from variegate.records import SyntheticImage
 
 MAX_IMAGES = 40  # of a class, drawn at random
+DRAWN_AS_OTHERS = "classifiers of the real images alone see classes drawn as others: "
 SURELY = 0.99  # share of the label that is the target's; the others show two classes
 
 
@@ -91,4 +92,4 @@ def warning(entries: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         for name, entry in zip(names if entries else (), entries, strict=True)
         if is_drawn_as_another(entry)
     ]
-    return "classifiers of the real images alone see classes drawn as others: " + ", ".join(told) if told else ""
+    return DRAWN_AS_OTHERS + ", ".join(told) if told else ""
