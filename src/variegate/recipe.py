@@ -376,7 +376,8 @@ class GenerateSection(Section):
     )
     probability: Annotated[list[Fraction], BeforeValidator(_as_list), Field(min_length=1)] = [1.0]  # sequential: chance
     # that a row goes through a strength: one number, or one for each; rows that would go through none are not planned
-    mask: Literal["none", "object", "background"] = "none"  # what is repainted: the data's masks, or all around them
+    mask: Literal["none", "object", "background"] = "none"  # what is repainted: what masks show, or all around it
+    mask_from: Literal["data", "model"] = "data"  # model: where its prediction depends on what the image is of
     mask_grow: float = Field(0.0, ge=0.0, le=0.5)  # the object's mask on every side, as a share of the edge
     mask_paste: bool = False  # true: what is not repainted is the source's own pixels, with a soft seam
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
@@ -421,8 +422,8 @@ class GenerateSection(Section):
 
     @model_validator(mode="after")
     def _masks(self) -> GenerateSection:
-        if self.mask == "none" and (self.mask_grow or self.mask_paste):
-            raise ValueError("mask_grow and mask_paste need a mask; set mask to object or background")
+        if self.mask == "none" and (self.mask_grow or self.mask_paste or self.mask_from != "data"):
+            raise ValueError("mask_from, mask_grow and mask_paste need a mask; set mask to object or background")
         if self.mask != "none" and not self.from_image:
             raise ValueError(
                 f"mask {self.mask} repaints a part of a source; method {self.method} has none to start from"

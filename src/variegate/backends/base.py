@@ -36,6 +36,7 @@ TWICE_A_STEP = (
     "KDPM2AncestralDiscreteScheduler",
     "DPMSolverSDEScheduler",
 )
+DIFFERENCE_NOISES = 10  # that masks by the model are the mean of, as DiffEdit has it
 PNDM_ORDER = 4  # timesteps that diffusers' PNDM goes through by Runge-Kutta, where it does not skip them
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996 in floating point and means 29 steps
 PARENT_STEPS, PARENT_GUIDANCE = 20, 3.0  # previews and pairs of a parent whose own recipe says nothing of many steps

@@ -142,6 +142,26 @@ class Denoiser:
                 hook.remove()
         return found
 
+    def difference(
+        self,
+        latents: torch.Tensor,
+        noises: Sequence[torch.Tensor],
+        told: Text,
+        untold: Text,
+        timestep: int,
+        beside: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """How far apart what is predicted with two texts is at each place, float32 [N, h, w]: the mean of channels and noises."""
+        times = torch.full((len(latents),), timestep, device=self.device)
+        alpha, sigma = self._noise_level(times)
+        both = [self._condition(texts, None, beside, 1) for texts in (told, untold)]
+        total = torch.zeros((len(latents), *latents.shape[2:]), device=self.device)
+        for noise in noises:
+            noised = alpha * latents.to(self.device) + sigma * noise.to(self.device)
+            first, second = (self._guided(noised, times, condition, ()) for condition in both)
+            total += (first - second).abs().mean(1)
+        return total / len(noises)
+
     def _noise_level(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(alpha, sigma), each [N, 1, 1, 1], of x = alpha * x0 + sigma * noise."""
         kept = self.scheduler.alphas_cumprod.to(self.device)[timesteps].float().view(-1, 1, 1, 1)

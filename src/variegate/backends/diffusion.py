@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from variegate.backends.adapter import apply_adapter, expand, read_adapter, text_encoders, token_vectors
-from variegate.backends.base import BackendSpec, executed_steps
+from variegate.backends.base import DIFFERENCE_NOISES, BackendSpec, executed_steps, one_step_timestep
 from variegate.backends.denoise import Denoiser, Given, Text, stack_texts
 from variegate.backends.devices import in_parts
 from variegate.backends.folder import UNUSED, ModelFacts, read_model
@@ -41,6 +41,8 @@ PASS_PURPOSES = 16
 KEPT_TEXTS = 1024  # embeddings on the device; SDXL's take 0.3 MB each
 FEATURE_TIMESTEP = 20  # of 1000: low noise
 FEATURE_SEED = 20230603
+DIFFERENCE_LEVEL = 0.5  # DiffEdit's
+DIFFERENCE_SEED = 20221020
 
 
 class TokenNoise(NamedTuple):
@@ -342,6 +344,35 @@ class DiffusionBackend:
         """uint8 [N, S, S, 3] to float32 [N, C, h, w] of each of the U-Net's up blocks, for images noised as for `features`."""
         parts = self._looked(pixels, lambda blocks: [block.cpu().numpy() for block in blocks], batch)
         return [np.concatenate(block) for block in zip(*parts, strict=True)]
+
+    @torch.inference_mode()
+    def differences(
+        self,
+        pixels: np.ndarray,
+        told: Sequence[str],
+        untold: Sequence[str],
+        *,
+        batch: int = 64,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> np.ndarray:
+        """uint8 [N, S, S, 3] to float32 [N, h, w]: how far apart predictions with each of two prompts are.
+
+        Of images noised half-way, the mean of ten noises and of the latents' channels (DiffEdit, arXiv 2210.11427).
+        """
+        noises = [self.noise([DIFFERENCE_SEED + number]) for number in range(DIFFERENCE_NOISES)]
+        timestep = one_step_timestep(DIFFERENCE_LEVEL, self.num_train_timesteps)
+
+        def look(first: int, last: int) -> np.ndarray:
+            latents = self.encode_sources(pixels[first:last])
+            first_texts, second_texts = (
+                stack_texts([self.encode_prompt(text) for text in side[first:last]]) for side in (told, untold)
+            )
+            beside = self._unchanged(latents)
+            found = self._denoiser.difference(latents, noises, first_texts, second_texts, timestep, beside)
+            advance(last - first)
+            return found.cpu().numpy()
+
+        return np.concatenate(in_parts(look, len(pixels), batch, self.free_memory))
 
     @torch.inference_mode()
     def _looked(self, pixels: np.ndarray, read: Callable[[list[torch.Tensor]], T], batch: int) -> list[T]:

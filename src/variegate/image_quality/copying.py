@@ -51,12 +51,13 @@ def find_copies(
     reporter: Reporter,
     *,
     seed: int,
+    pasted: bool,
     of_sources: bool = True,
 ) -> Copies:
     """Compare synthetic images with all training images.
 
-    An image that is nearly its own source again counts as a copy too, unless `of_sources` is false or refine gave it parts of
-    its source on purpose.
+    An image that is nearly its own source again counts as a copy too, unless `of_sources` is false or it was given parts of its
+    source on purpose, by refine or by `pasted`, the recipe's generate.mask_paste.
     """
     train = tuple(folder.real_images("train"))
     real = load_squares([Path(image.path) for image in train], SIZE_PX, section.fit, section.max_megapixels)
@@ -72,7 +73,7 @@ def find_copies(
             bar.advance(len(some))
     names = ("source", "other", "nearest")
     near = Nearness(*(np.concatenate([getattr(part, name) for part in parts] or [np.empty(0)]) for name in names))
-    counts = np.array([of_sources and not image.original_share for image in images], bool)
+    counts = np.array([of_sources and not pasted and not image.original_share for image in images], bool)
     distance = np.where(counts, np.minimum(near.source, near.other), near.other)
     return Copies(calibration, near, train, distance)
 
@@ -89,10 +90,12 @@ def copies_of_run(folder: RunFolder, reporter: Reporter) -> dict[str, Any] | Non
         if known["key"] == key:
             return known
     names, recipe = [info.name for info in folder.classes()], load_recipe(str(folder.root / "recipe.yaml"))
-    found = copy_facts(find_copies(folder, recipe.dataset, images, reporter, seed=recipe.seed), images, names)
-    found = {"key": key, **rounded(found)}
-    folder.write(COPIES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return found
+    pasted = recipe.generate.mask_paste
+    found = find_copies(folder, recipe.dataset, images, reporter, seed=recipe.seed, pasted=pasted)
+    facts = copy_facts(found, images, names)
+    facts = {"key": key, **rounded(facts)}
+    folder.write(COPIES, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    return facts
 
 
 def copy_facts(copies: Copies, images: Sequence[SyntheticImage], names: Sequence[str]) -> dict[str, Any]:

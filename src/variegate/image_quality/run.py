@@ -78,7 +78,7 @@ def measure(folder: RunFolder, recipe: Recipe, encoder: str, reporter: Reporter)
         }
     judge = _teach(real, mirrored, labels, units, seed)
     names = [info.name for info in folder.classes()]
-    copies = find_copies(folder, recipe.dataset, every, reporter, seed=recipe.seed)
+    copies = find_copies(folder, recipe.dataset, every, reporter, seed=recipe.seed, pasted=recipe.generate.mask_paste)
     return rounded(
         {
             "schema": SCHEMA,

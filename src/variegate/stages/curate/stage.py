@@ -181,8 +181,10 @@ def _without_copies(
 ) -> tuple[list[Decision], list[str]]:
     """Decisions about copies of training images, and what limits them; the score is the distance to the nearest one."""
     recipe, folder = context.recipe, context.folder
-    seed, of_sources = recipe.seed, step.of_sources
-    copies = find_copies(folder, recipe.dataset, images, context.reporter, seed=seed, of_sources=of_sources)
+    seed, pasted = recipe.seed, recipe.generate.mask_paste
+    copies = find_copies(
+        folder, recipe.dataset, images, context.reporter, seed=seed, pasted=pasted, of_sources=step.of_sources
+    )
     ids = [image.id for image in images]
     distance = dict(zip(ids, copies.distance.tolist(), strict=True))
     folder.put_scores(COPY, ((name, value) for name, value in distance.items() if np.isfinite(value)))

@@ -9,7 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from variegate.backends.base import BackendSpec, evaluations, locate, resolve_backend, spec_id, training_section
+from variegate.backends.base import (
+    DIFFERENCE_NOISES,
+    BackendSpec,
+    evaluations,
+    locate,
+    resolve_backend,
+    spec_id,
+    training_section,
+)
 from variegate.backends.devices import image_bytes
 from variegate.backends.folder import ModelFacts, read_model
 from variegate.images import encode_image
@@ -62,12 +70,15 @@ def estimate(recipe: Recipe, facts: DataFacts, *, measure: bool = True) -> dict[
         answer["images_learned_from"] = learned
     if recipe.adapt.distill.pairs:
         answer |= {"pairs": recipe.adapt.distill.pairs, "pair_evaluations": pair_evaluations(recipe)}
+    looked = mask_evaluations(recipe, sum(real))
+    if looked:
+        answer["mask_evaluations"] = looked
     if measure and len(plan):
         opening, per_evaluation, per_image, bytes_per_image = _measure(spec, plan)
         rivals = rival_evaluations(recipe.adapt, sum(real)) if learned else 0
         lesson = LEARNING_COST * learned + rivals + pair_evaluations(recipe)
         seconds = {"adapt": opening + per_evaluation * lesson} if learned else {}
-        seconds["generate"] = opening + per_evaluation * total + per_image * len(plan)
+        seconds["generate"] = opening + per_evaluation * (total + looked) + per_image * len(plan)
         answer["seconds"] = {stage: round(value, 1) for stage, value in seconds.items()}
     if recipe.refine:
         answer |= {"refined_images": len(plan), "operations": [step.op for step in recipe.refine]}
@@ -116,6 +127,11 @@ def images_learned(section: AdaptSection, num_images: int, num_classes: int) -> 
 def rival_evaluations(section: AdaptSection, num_images: int) -> int:
     """U-Net evaluations without learning that `adapt.focus` asks for."""
     return section.steps_for(num_images) * section.batch if section.focus else 0
+
+
+def mask_evaluations(recipe: Recipe, num_images: int) -> int:
+    """U-Net evaluations that `generate.mask_from: model` asks for: with two prompts, under each noise."""
+    return 2 * DIFFERENCE_NOISES * num_images if recipe.generate.mask_from == "model" else 0
 
 
 def pair_evaluations(recipe: Recipe) -> int:

@@ -17,7 +17,9 @@ from variegate.files import file_sha256
 from variegate.images import Fit, grow_mask, load_mask
 from variegate.records import RealImage, content_id
 
-MASK_REMEDY = "give a table with a mask column (white: the object), or set generate.mask=none"
+MASK_REMEDY = (
+    "give a table with a mask column (white: the object), or set generate.mask_from=model or generate.mask=none"
+)
 SHOWN = 3
 
 
@@ -30,10 +32,11 @@ class Masking:
     size_px: int
     fit: Fit
     max_megapixels: float
+    square: bool = False  # whether masks are squares as drawn, not of their pictures' shape
 
     def repainted(self, image: RealImage) -> np.ndarray:
         """bool [size_px, size_px]: where the image is repainted. Raises UnreadableImage."""
-        shape = (image.width, image.height) if image.width else None
+        shape = (image.width, image.height) if image.width and not self.square else None
         found = load_mask(Path(str(image.mask)), self.size_px, self.fit, self.max_megapixels, shape=shape)
         grown = grow_mask(found, round(self.grow * self.size_px))
         return grown if self.part == "object" else ~grown

@@ -20,6 +20,7 @@ from variegate.metadata import write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
 from variegate.records import RealImage, content_id
+from variegate.stages.generate import class_masks
 from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
 from variegate.stages.generate.estimate import estimate
 from variegate.stages.generate.ledger import write_plan
@@ -48,7 +49,7 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
 
 def check(recipe: Recipe, images: Sequence[RealImage]) -> None:
     """Raise DataError where the training images lack masks that the recipe draws with, or have useless ones."""
-    if recipe.generate.mask == "none":
+    if recipe.generate.mask == "none" or recipe.generate.mask_from == "model":
         return
     refuse_unmasked(images)
     masking = _masking(recipe, read_model(*locate(recipe.backend)).size_px)
@@ -60,7 +61,12 @@ def run(context: Context) -> dict[str, Any]:
     if context.recipe.generate.method == "none":
         return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
     with explained(context.folder.root):
-        for part in ("synthetic", "drawn", CACHE):  # a worker may have been killed where this process was not
+        for part in (
+            "synthetic",
+            "drawn",
+            CACHE,
+            class_masks.FOLDER,
+        ):  # a worker may have been killed where this process was not
             sweep_temporary(context.folder.root / part)
     spec = prepare(context)
     start = time.monotonic()
@@ -94,10 +100,9 @@ def prepare(context: Context) -> BackendSpec:
     fingerprint = model_fingerprint(model, unet)
     parts = parts_used(recipe.generate.method)
     adapter = adapter_hash(folder.path(ADAPTER)) if parts != "none" else ""
-    masking, masks = _masking(recipe, read_model(model, unet).size_px), None
+    masking, by_model = _masking(recipe, read_model(model, unet).size_px), recipe.generate.mask_from == "model"
     if masking:
-        masks = masking.keys(images)
-        data += [(mask,) for mask in masks]
+        data += class_masks.told_of(context, images) if by_model else [(mask,) for mask in masking.keys(images)]
     key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
     stored = folder.meta("backend")
     if stored and folder.meta("plan_key") == key:
@@ -118,7 +123,10 @@ def prepare(context: Context) -> BackendSpec:
         read_model(model, unet).levels,
         spec.batch,
     )
+    masks = None
     if masking:
+        images = class_masks.with_class_masks(context, spec, images) if by_model else images
+        masks = masking.keys(images)
         masking.check(images)  # `check` saw those that were there before the run
     pool = parse_pool(prompts, classes, images)
     negative, seed = recipe.prompts.negative, recipe.seed
@@ -138,8 +146,8 @@ def _masking(recipe: Recipe, own_size_px: int) -> Masking | None:
     section, dataset = recipe.generate, recipe.dataset
     if section.mask == "none":
         return None
-    size_px = recipe.backend.size_px or own_size_px
-    return Masking(section.mask, section.mask_grow, size_px, dataset.fit, dataset.max_megapixels)
+    size_px, by_model = recipe.backend.size_px or own_size_px, section.mask_from == "model"
+    return Masking(section.mask, section.mask_grow, size_px, dataset.fit, dataset.max_megapixels, square=by_model)
 
 
 def _same_place(spec: BackendSpec, path: str, unet: str) -> BackendSpec:
@@ -180,6 +188,8 @@ def draw_setup(context: Context, spec: BackendSpec) -> DrawSetup:
     """What every worker is told."""
     folder, recipe = context.folder, context.recipe
     sources, masking = _sources(folder), _masking(recipe, spec.size_px)
+    if masking and recipe.generate.mask_from == "model":
+        sources = class_masks.with_class_masks(context, spec, sources)
     return DrawSetup(
         spec=spec,
         devices=worker_devices(recipe.backend.device, spec.device),

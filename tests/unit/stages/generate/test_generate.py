@@ -18,7 +18,7 @@ from variegate.backends.devices import is_out_of_memory
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
-from variegate.images import encode_image, load_rgb, load_square
+from variegate.images import encode_image, load_mask, load_rgb, load_square
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
 from variegate.recipe import (
@@ -375,6 +375,41 @@ def test_pasted_masks_change_only_what_they_repaint(
         for drawn, source, repainted in drawn_and_sources(folder, recipe):
             assert np.array_equal(drawn[~repainted], source[~repainted])
             assert np.abs(drawn - source)[repainted].mean() > 10
+
+
+@pytest.mark.parametrize("kind", ["tiny_sd", "tiny_inpaint"])
+def test_masks_by_the_model_are_made_once_and_kept_to(
+    request: pytest.FixtureRequest, make_run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(stage, "IMAGE_FORMAT", "png")
+    masks = {"mask": "background", "mask_from": "model", "mask_paste": True}
+    recipe = recipe_of(request.getfixturevalue(kind), method="real-aug", strength=0.8, **masks)
+    stage.check(recipe, [RealImage("", "a.png", 0, "train")])  # the data need none
+    with make_run() as folder:
+        draw(folder, recipe)
+        found = {path: path.read_bytes() for path in sorted((folder.root / "masks").rglob("*.png"))}
+        real = {image.id: image for image in folder.real_images("train")}
+        assert {path.stem for path in found} == set(real)
+        by_id = {path.stem: load_mask(path, 32) for path in found}
+        for image in folder.synthetic_images():
+            drawn = load_square(folder.root / image.path, 32).astype(int)
+            source, kept = load_square(Path(real[image.source].path), 32).astype(int), by_id[image.source]
+            assert 0 < kept.mean() < 1 and np.array_equal(drawn[kept], source[kept])
+            assert np.abs(drawn - source)[~kept].mean() > 5
+        written, before = {path: path.stat().st_mtime_ns for path in found}, hashes(folder)
+        next((folder.root / "synthetic").rglob("*.png")).unlink()
+        draw(folder, recipe)
+        assert {path: path.stat().st_mtime_ns for path in found} == written and hashes(folder) == before
+        next(iter(found)).unlink()
+        next((folder.root / "synthetic").rglob("*.png")).unlink()
+        draw(folder, recipe)
+        assert {path: path.read_bytes() for path in found} == found and hashes(folder) == before
+
+
+def test_what_masks_by_the_model_cost_is_part_of_the_plan(tiny_sd: Path) -> None:
+    recipe = recipe_of(tiny_sd, method="real-aug", mask="background", mask_from="model")
+    assert stage.estimate(recipe, Facts(5), measure=False)["mask_evaluations"] == 2 * 10 * 3 * 5
+    assert "mask_evaluations" not in stage.estimate(recipe_of(tiny_sd), Facts(), measure=False)
 
 
 def test_an_edited_mask_is_another_plan(tiny_sd: Path, make_run) -> None:
