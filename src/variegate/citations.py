@@ -56,6 +56,13 @@ PAPERS = {
             "2210.07574",
         ),
         Citation(
+            "diffedit",
+            "Couairon and others",
+            "DiffEdit: Diffusion-based semantic image editing with mask guidance",
+            2022,
+            "2210.11427",
+        ),
+        Citation(
             "instruct-pix2pix",
             "Brooks and others",
             "InstructPix2Pix: Learning to Follow Image Editing Instructions",
@@ -104,6 +111,7 @@ def papers_of(recipe: Recipe) -> list[Citation]:
         "textual-inversion": adapt.has_tokens,
         "dreambooth": adapt.prior.images > 0,
         "real-guidance": generate.method == "real-aug",
+        "diffedit": generate.mask_from == "model",
         "instruct-pix2pix": generate.method == "edit",
         "da-fusion": generate.method == "ti-aug" or generate.compose == "sequential",
         "diff-mix": generate.method.endswith("-mix") or generate.method.startswith("diff-"),

@@ -426,12 +426,12 @@ class GenerateSection(Section):
             raise ValueError("mask_from, mask_grow and mask_paste need a mask; set mask to object or background")
         if self.mask != "none" and not self.from_image:
             raise ValueError(
-                f"mask {self.mask} repaints a part of a source; method {self.method} has none to start from"
+                f"mask {self.mask} repaints a part of a source and method {self.method} has none to start from; set mask to none"
             )
         if self.mask == "background" and self.method.endswith("-mix"):
             raise ValueError(
                 f"mask background keeps the object of the source, and {self.method} would call it another class; use "
-                "mask object, or an aug method"
+                "mask object or none, or an aug method"
             )
         return self
 

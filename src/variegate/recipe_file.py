@@ -267,7 +267,22 @@ def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, 
         for inner in [place for place in origins if place.startswith(f"{key.strip()}.")]:
             del origins[inner]  # replaced with the whole it stood in
         origins[key.strip()] = f"--set {item}"
+    _drop_masks(values, origins)
     return problems
+
+
+def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
+    """An override takes the recipe's own mask keys along where it leaves them nothing to do: generate.mask=none, or a
+    generate.method that has no use for the mask."""
+    generate = values.get("generate")
+    if not isinstance(generate, dict):
+        return
+    given = {key for key in generate if origins.get(f"generate.{key}", "").startswith("--set")}
+    method, mask = str(generate.get("method", "real-aug")), generate.get("mask")
+    is_used = method.endswith("-aug") or (method.endswith("-mix") and mask == "object")
+    if ("mask" in given and mask == "none") or ("method" in given and "mask" not in given and not is_used):
+        for key in [key for key in generate if key.startswith("mask") and key not in given]:
+            del generate[key]
 
 
 def _put(values: dict | list, keys: list[str], value: Any) -> None:

@@ -243,6 +243,29 @@ def test_a_setting_that_changes_nothing_is_told_with_the_reason(name: str, key: 
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "mask"),
+    [
+        ([], ("background", "model", True)),
+        (["generate.method=ti-aug"], ("background", "model", True)),
+        (["generate.mask=none"], ("none", "data", False)),
+        (["generate.method=diff-gen"], ("none", "data", False)),
+        (["generate.method=diff-mix"], ("none", "data", False)),
+        (["generate.mask=object", "generate.method=diff-mix"], ("object", "model", True)),
+    ],
+)
+def test_an_override_that_has_no_use_for_masks_takes_the_recipes_own_along(overrides: list[str], mask: tuple) -> None:
+    found = load_recipe("variegate", overrides).generate
+    assert (found.mask, found.mask_from, found.mask_paste) == mask
+
+
+def test_what_is_asked_of_masks_beside_an_override_stays_and_is_refused() -> None:
+    with pytest.raises(RecipeError, match="need a mask"):
+        load_recipe("variegate", ["generate.mask=none", "generate.mask_paste=true"])
+    with pytest.raises(RecipeError, match="none to start from; set mask to none"):
+        load_recipe("variegate", ["generate.method=diff-gen", "generate.mask=background"])
+
+
 def test_a_share_that_concat_does_not_read_is_told() -> None:
     keys = ["train.mixing.policy=concat", "train.mixing.fraction=0.2"]
     assert [line.split()[0] for line in idle_settings(load_recipe("real-mix", keys), keys)] == ["train.mixing.fraction"]

@@ -94,7 +94,10 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
         if min(len(part) for part in parts) < FEWEST:
             break
         own, other = (_likelihood(part, colours).reshape(evidence.shape) for part in parts)
-        inside = gaussian_filter(np.clip(own - other, -MOST, MOST) + evidence, edge / 64) > 0
+        moved = gaussian_filter(np.clip(own - other, -MOST, MOST) + evidence, edge / 64) > 0
+        if moved.all() or not moved.any():
+            break
+        inside = moved
     large = Image.fromarray(inside).resize(square.shape[:2], Image.Resampling.NEAREST)
     return np.array(large, bool)
 

@@ -37,7 +37,10 @@ IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what t
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """The label section is here because metadata.jsonl holds soft labels."""
-    drawn = {"generate": recipe.generate.model_dump(), "backend": recipe.backend.model_dump(), "seed": recipe.seed}
+    generate = recipe.generate.model_dump()
+    if recipe.generate.mask_from == "data":
+        del generate["mask_from"]  # younger than the others: runs begun before it go on
+    drawn = {"generate": generate, "backend": recipe.backend.model_dump(), "seed": recipe.seed}
     return {
         **drawn,
         "negative": recipe.prompts.negative,
