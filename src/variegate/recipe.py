@@ -378,6 +378,9 @@ class GenerateSection(Section):
     # that a row goes through a strength: one number, or one for each; rows that would go through none are not planned
     mask: Literal["none", "object", "background"] = "none"  # what is repainted: what masks show, or all around it
     mask_from: Literal["data", "model"] = "data"  # model: where its prediction depends on what the image is of
+    mask_text: str | None = (
+        None  # what a repainted background is drawn from, such as "a photo, {environment}"; null: prompts
+    )
     mask_grow: float = Field(0.0, ge=0.0, le=0.5)  # the object's mask on every side, as a share of the edge
     mask_paste: bool = False  # true: what is not repainted is the source's own pixels, with a soft seam
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
@@ -424,6 +427,12 @@ class GenerateSection(Section):
     def _masks(self) -> GenerateSection:
         if self.mask == "none" and (self.mask_grow or self.mask_paste or self.mask_from != "data"):
             raise ValueError("mask_from, mask_grow and mask_paste need a mask; set mask to object or background")
+        if self.mask_text is not None and self.mask != "background":
+            raise ValueError(
+                f"mask_text is for what is around the object and mask is {self.mask}; set mask to background"
+            )
+        for problem in slot_problems(self.mask_text or "", ("environment", "style")):
+            raise ValueError(problem)
         if self.mask != "none" and not self.from_image:
             raise ValueError(
                 f"mask {self.mask} repaints a part of a source and method {self.method} has none to start from; set mask to none"
@@ -820,6 +829,11 @@ class Recipe(Section):
         _check_adapter_use(self.adapt, self.generate)
         _check_tokens_said(self)
         _check_refine_use(self.refine, method)
+        if self.generate.mask_text is not None and self.prompts.method != "template":
+            raise ValueError(
+                f"generate.mask_text stands instead of prompts and prompts.method is {self.prompts.method}; set mask_text "
+                "to null to draw from those"
+            )
         if self.backend.image_guidance_scale != _default(self.backend, "image_guidance_scale") and method != "edit":
             raise ValueError(
                 f"backend.image_guidance_scale is for generate.method edit and it is {method}; leave it out"

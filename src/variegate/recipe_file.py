@@ -278,11 +278,15 @@ def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
     if not isinstance(generate, dict):
         return
     given = {key for key in generate if origins.get(f"generate.{key}", "").startswith("--set")}
-    method, mask = str(generate.get("method", "real-aug")), generate.get("mask")
+    method, mask, own = str(generate.get("method", "real-aug")), generate.get("mask"), [*generate]
     is_used = method.endswith("-aug") or (method.endswith("-mix") and mask == "object")
-    if ("mask" in given and mask == "none") or ("method" in given and "mask" not in given and not is_used):
-        for key in [key for key in generate if key.startswith("mask") and key not in given]:
-            del generate[key]
+    idle: list[str] = []
+    if "mask" in given:
+        idle = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text"]}.get(str(mask), [])
+    elif "method" in given and not is_used:
+        idle = [key for key in own if key.startswith("mask")]
+    for key in set(idle) - given:
+        generate.pop(key, None)
 
 
 def _put(values: dict | list, keys: list[str], value: Any) -> None:

@@ -29,6 +29,7 @@ BINS = 128
 MOST_PX = 128  # edge at which an object's edge is looked for
 TURNS, COLOURS, FITTED = 4, 5, 800  # colours of a mixture, and the pixels it is fitted to
 FEWEST = 50  # pixels that a mixture is fitted to
+SURE = 1.0  # what the object's own must have: a rim of the old surroundings tells images apart, not classes
 MOST = 4.0  # that colours say, in logarithms, to one unit of the difference
 _SLICE = 256  # images whose pixels are held at a time
 
@@ -88,17 +89,17 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
     larger = Image.fromarray(difference.astype(np.float32)).resize((edge, edge), Image.Resampling.BICUBIC)
     logarithm = np.log(np.maximum(np.asarray(larger), 1e-6))
     evidence = (logarithm - otsu_threshold(logarithm)) / max(float(logarithm.std()), 1e-6)
-    inside = evidence > 0
+    inside = sure = evidence > 0
     for _ in range(TURNS):
         parts = [colours[part.ravel()] for part in (inside, ~inside)]
         if min(len(part) for part in parts) < FEWEST:
             break
         own, other = (_likelihood(part, colours).reshape(evidence.shape) for part in parts)
-        moved = gaussian_filter(np.clip(own - other, -MOST, MOST) + evidence, edge / 64) > 0
-        if moved.all() or not moved.any():
+        both = gaussian_filter(np.clip(own - other, -MOST, MOST) + evidence, edge / 64)
+        if (both > 0).all() or not (both > SURE).any():
             break
-        inside = moved
-    large = Image.fromarray(inside).resize(square.shape[:2], Image.Resampling.NEAREST)
+        inside, sure = both > 0, both > SURE
+    large = Image.fromarray(sure).resize(square.shape[:2], Image.Resampling.NEAREST)
     return np.array(large, bool)
 
 

@@ -31,15 +31,15 @@ from variegate.store import RunFolder, drawn_path, explained, sweep_temporary, s
 
 __all__ = ["NAME", "check", "estimate", "inputs", "intact", "run"]
 NAME = "generate"
+YOUNGER = ("mask_from", "mask_text")  # keys that came later: as long as they say nothing, runs begun before them go on
 DRAWN_FORMAT = "png"  # of images that refine goes on with: nothing is lost before it
 IMAGE_FORMAT = "jpg"  # quality 95 without chroma subsampling: small, and what training code reads fastest
 
 
 def inputs(recipe: Recipe) -> dict[str, Any]:
     """The label section is here because metadata.jsonl holds soft labels."""
-    generate = recipe.generate.model_dump()
-    if recipe.generate.mask_from == "data":
-        del generate["mask_from"]  # younger than the others: runs begun before it go on
+    unset = {key for key in YOUNGER if getattr(recipe.generate, key) == type(recipe.generate).model_fields[key].default}
+    generate = recipe.generate.model_dump(exclude=unset)
     drawn = {"generate": generate, "backend": recipe.backend.model_dump(), "seed": recipe.seed}
     return {
         **drawn,

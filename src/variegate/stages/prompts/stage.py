@@ -52,15 +52,20 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     }
     if not _drawn(recipe):
         return keys
-    return keys | {
-        "model": model_fingerprint(*locate(recipe.backend)),
-        "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
-        "files": [
-            file_sha256(Path(path).expanduser()) if path else ""
-            for path in (recipe.prompts.file, recipe.prompts.llm.cache)
-        ],
-        "seed": recipe.seed if recipe.prompts.method == "llm" else None,
-    }
+    around = {"around": recipe.generate.mask_text} if recipe.generate.mask_text is not None else {}
+    return (
+        keys
+        | around
+        | {
+            "model": model_fingerprint(*locate(recipe.backend)),
+            "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
+            "files": [
+                file_sha256(Path(path).expanduser()) if path else ""
+                for path in (recipe.prompts.file, recipe.prompts.llm.cache)
+            ],
+            "seed": recipe.seed if recipe.prompts.method == "llm" else None,
+        }
+    )
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -103,17 +108,18 @@ def check(
     A few names or captions that are too long are only worth a warning, given when the stage runs. `root` is the run
     folder, whose kept answers may make a key needless; without it, as for plan, nobody is connected to.
     """
-    section = recipe.prompts
+    section, around = recipe.prompts, recipe.generate.mask_text
     if section.method == "llm":
         problems = _llm_problems(section.llm, root, classes)
     else:
-        listed = [list(one) for one in _listed(section, classes).texts]
+        listed = [list(one) for one in _listed(section, classes, around).texts]
         places, styles = (_phrases(section, kind, [GROUPS]).phrases for kind in KINDS)
         material = Material(listed, places, styles)
         where = "prompts.text" if section.method == "template" else str(section.file)
+        where = where if around is None else "generate.mask_text"
         problems = missing_captions(where, material.all_texts(), num_images, num_uncaptioned)
-        problems += material.phrase_problems(where, needless=section.environments != GROUPS)
-        problems += _silent_tokens(recipe, material, where)
+        problems += material.phrase_problems(where, needless=around is None and section.environments != GROUPS)
+        problems += _silent_tokens(recipe, material, where) if around is None else []
         if section.method == "template":
             problems += _too_long(recipe, material)
     if problems:
@@ -154,12 +160,17 @@ def _texts(
     if context.recipe.prompts.method == "llm":
         found = _ask_all(context, classes, words, ruler)
         return found.texts, list(found.notes), {"llm": _llm_facts(context.recipe.prompts.llm, found)}
-    listed = _listed(context.recipe.prompts, classes)
+    listed = _listed(context.recipe.prompts, classes, context.recipe.generate.mask_text)
     return listed.texts, list(listed.notes), {}
 
 
-def _listed(section: PromptsSection, classes: Sequence[ClassInfo]) -> ClassTexts:
-    """The recipe's own texts for every class, or those of its file; raises DataError for a class without any."""
+def _listed(section: PromptsSection, classes: Sequence[ClassInfo], around: str | None) -> ClassTexts:
+    """The recipe's own texts for every class, or those of its file; raises DataError for a class without any.
+
+    `around` stands instead of them: the text of backgrounds, which say nothing of a class.
+    """
+    if around is not None:
+        return ClassTexts(((around,),) * len(classes), ())
     if section.method == "template":
         return ClassTexts((tuple(section.texts),) * len(classes), ())
     path = Path(str(section.file)).expanduser()
