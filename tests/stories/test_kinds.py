@@ -53,7 +53,7 @@ def test_every_picture_of_the_meadow_is_edited_as_instructed(tiny_edit: Path, tm
 def test_only_what_the_masks_cover_is_repainted(tiny_inpaint: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     own = (*DRAW, f"backend.model={tiny_inpaint}", "generate.method=real-aug", "generate.strength=1.0",
-           "generate.mask=object", "generate.mask_paste=true", "prompts.text=red owl")  # fmt: skip
+           "generate.mask=object", "generate.mask_from=data", "generate.mask_paste=true", "prompts.text=red owl")  # fmt: skip
     said = variegate("generate", table, *settings(*own), "--out", out)
     assert said.status == 0, said.text
     kept, changed = [], []
@@ -70,7 +70,8 @@ def test_only_what_the_masks_cover_is_repainted(tiny_inpaint: Path, table: Path,
 def test_the_meadows_butterflies_stay_where_their_background_is_repainted(tmp_path: Path) -> None:
     out = tmp_path / "run"
     own = (*DRAW, "generate.method=real-aug", "generate.strength=1.0", "generate.mask=background", "generate.mask_grow=0.03",
-           "generate.mask_paste=true", "dataset.meadow.n_species=2", "dataset.meadow.n_per_species=2")  # fmt: skip
+           "generate.mask_from=data", "generate.mask_paste=true", "dataset.meadow.n_species=2",
+           "dataset.meadow.n_per_species=2")  # fmt: skip
     said = variegate("generate", "builtin:meadow", *settings(*own), "--out", out)
     assert said.status == 0, said.text
     names = {row["id"]: row["name"] for row in json.loads((out / "dataset/splits.json").read_text())["images"]}
@@ -88,7 +89,9 @@ def test_the_meadows_butterflies_stay_where_their_background_is_repainted(tmp_pa
 def test_masks_and_models_that_do_not_fit_end_with_the_way_out(tiny_edit: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines[:3], *(line.rpartition(",")[0] + "," for line in lines[3:])]))
-    said = variegate("plan", table, *settings(*DRAW, "generate.method=real-aug", "generate.mask=object"))
+    said = variegate(
+        "plan", table, *settings(*DRAW, "generate.method=real-aug", "generate.mask=object", "generate.mask_from=data")
+    )
     assert said.status == 2
     assert "training images have no mask" in said.text and "generate.mask=none" in said.text
     said = variegate("plan", table, *settings(*DRAW, "generate.method=edit"))

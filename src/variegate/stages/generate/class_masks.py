@@ -82,7 +82,7 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
     The difference is as coarse as the latents. Mixtures of the colours inside and outside find the edge, in turns with the
     split they make, as in GrabCut (Rother et al. 2004); a blur stands in for its graph cut.
     """
-    from scipy.ndimage import gaussian_filter
+    from scipy.ndimage import binary_fill_holes, gaussian_filter
 
     edge = min(len(square), MOST_PX)
     colours = np.asarray(Image.fromarray(square).resize((edge, edge), Image.Resampling.BOX)).reshape(-1, 3) / 255.0
@@ -99,7 +99,7 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
         if (both > 0).all() or not (both > SURE).any():
             break
         inside, sure = both > 0, both > SURE
-    large = Image.fromarray(sure).resize(square.shape[:2], Image.Resampling.NEAREST)
+    large = Image.fromarray(binary_fill_holes(sure)).resize(square.shape[:2], Image.Resampling.NEAREST)
     return np.array(large, bool)
 
 

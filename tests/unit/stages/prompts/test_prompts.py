@@ -188,6 +188,25 @@ def test_what_a_file_cannot_give_is_said_before_anything_slow(tiny_sd: Path, tmp
         check(learned, CLASSES, 4, 0)
 
 
+def test_a_background_is_drawn_from_words_of_its_own(tiny_sd: Path, tmp_path: Path) -> None:
+    """They say nothing of a class, with learned tokens too: those are told where the class is drawn, and it is kept."""
+    values = recipe_of(tiny_sd, text="a {name}, {environment}", environments=["in snow", "at sea"]).model_dump()
+    generate = {"method": "real-aug", "mask": "background", "mask_text": "a photo, {environment}"}
+    recipe = Recipe.model_validate({**values, "generate": generate})
+    rows, _ = stage_of(recipe, tmp_path / "run")
+    assert [(row["label"], row["prompt"]) for row in rows] == [
+        (label, f"a photo, {place}") for label in (0, 1) for place in ("in snow", "at sea")
+    ]
+    learned = {**values, "generate": {**generate, "method": "ti-aug"}, "adapt": {"method": "tokens"}}
+    check(Recipe.model_validate(learned), CLASSES, 4, 0)
+    assert inputs(recipe) != inputs(Recipe.model_validate({**values, "generate": {**generate, "mask_text": None}}))
+    styled = Recipe.model_validate({**values, "generate": {**generate, "mask_text": "{style}"}})
+    with pytest.raises(RecipeError, match=r"generate\.mask_text: uses {style} and prompts\.styles is empty"):
+        check(styled, CLASSES, 4, 0)
+    with pytest.raises(ValueError, match="prompts.method is file; set mask_text to null"):
+        Recipe.model_validate({"prompts": {"method": "file", "file": "p.txt"}, "generate": generate})
+
+
 def test_a_file_that_tells_one_class_about_another_is_warned_of(tiny_sd_long: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a {name} beside a red owl"}\n')
