@@ -88,7 +88,7 @@ def test_the_same_command_again_learns_nothing_twice(adapted: tuple[Path, Said])
 def test_a_whole_run_with_an_adapter_ends_in_a_report(tmp_path: Path, strategy: str, method: str) -> None:
     out = tmp_path / "out"
     said = variegate("run", "--out", out, *QUICK, *settings(f"generate.method={strategy}", f"adapt.method={method}",
-                     "adapt.superclass=butterfly"))  # fmt: skip
+                     "adapt.superclass=butterfly", "generate.mask=none"))  # fmt: skip
     assert said.status == 0, said.text
     results = json.loads((out / "results.json").read_text())
     assert [arm["arm"] for arm in results["arms"]] == ["real", "real+synthetic"]
@@ -143,7 +143,9 @@ def test_a_taken_adapter_brings_its_super_class(adapted: tuple[Path, Said], tmp_
     facts = json.loads((adapter / "adapter.json").read_text())
     facts["recipe"]["adapt"]["superclass"] = "moth"
     (adapter / "adapter.json").write_text(json.dumps(facts))
-    said = variegate("generate", "--out", tmp_path / "out", *reused(adapter, "generate.method=diff-aug"))
+    said = variegate(
+        "generate", "--out", tmp_path / "out", *reused(adapter, "generate.method=diff-aug", "generate.mask=none")
+    )
     assert said.status == 0, said.text
     lines = (tmp_path / "out/synthetic/train/metadata.jsonl").read_text().splitlines()
     assert all(" moth" in json.loads(line)["prompt"] for line in lines)

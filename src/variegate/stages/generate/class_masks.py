@@ -40,7 +40,8 @@ def told_of(context: Context, images: Sequence[RealImage]) -> list[tuple[str, st
     tokens: tuple[str, ...] = ()
     if parts_used(recipe.generate.method) != "none":
         facts = read_adapter(folder.path(ADAPTER))
-        tokens = facts.placeholders if facts.has_tokens else ()
+        tokens, superclass = facts.placeholders, recipe.adapt.superclass or facts.superclass
+        recipe = recipe.model_copy(update={"adapt": recipe.adapt.model_copy(update={"superclass": superclass})})
     telling = telling_of(recipe, folder.classes(), images, tokens)
     texts = recipe.prompts.texts
     naming = next((k for k, text in enumerate(texts) if placeholders(text) & {"name", "description"}), 0)
