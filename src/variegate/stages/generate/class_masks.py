@@ -30,6 +30,7 @@ MOST_PX = 128  # edge at which an object's edge is looked for
 TURNS, COLOURS, FITTED = 4, 5, 800  # colours of a mixture, and the pixels it is fitted to
 FEWEST = 50  # pixels that a mixture is fitted to
 SURE = 1.0  # what the object's own must have: a rim of the old surroundings tells images apart, not classes
+HOLES = 0.25  # of the object that belong to it; larger ones are surroundings seen through it
 MOST = 4.0  # that colours say, in logarithms, to one unit of the difference
 _SLICE = 256  # images whose pixels are held at a time
 
@@ -100,7 +101,9 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
         if (both > 0).all() or not (both > SURE).any():
             break
         inside, sure = both > 0, both > SURE
-    large = Image.fromarray(binary_fill_holes(sure)).resize(square.shape[:2], Image.Resampling.NEAREST)
+    filled = binary_fill_holes(sure)
+    is_whole = not filled.all() and filled.sum() <= (1 + HOLES) * sure.sum()
+    large = Image.fromarray(filled if is_whole else sure).resize(square.shape[:2], Image.Resampling.NEAREST)
     return np.array(large, bool)
 
 

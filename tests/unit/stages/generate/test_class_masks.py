@@ -67,6 +67,13 @@ def test_a_picture_of_one_colour_is_split_by_the_difference_alone() -> None:
     assert found[8:20, 12:24].mean() > 0.7 and found.mean() < 0.3
 
 
+def test_a_frame_all_around_leaves_something_to_repaint() -> None:
+    coarse = np.full((8, 8), 1.0, np.float32)
+    coarse[2:6, 2:6] = 0.1
+    found = object_mask(coarse, np.full((32, 32, 3), 128, np.uint8))
+    assert found[:4].all() and not found[12:20, 12:20].any()
+
+
 def test_a_threshold_lies_between_two_groups_whatever_their_scale() -> None:
     rng = np.random.default_rng(1)
     values = np.concatenate([rng.normal(2, 0.3, 900), rng.normal(5, 0.3, 100)])
