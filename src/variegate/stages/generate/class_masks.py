@@ -89,7 +89,8 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
     edge = min(len(square), MOST_PX)
     colours = np.asarray(Image.fromarray(square).resize((edge, edge), Image.Resampling.BOX)).reshape(-1, 3) / 255.0
     larger = Image.fromarray(difference.astype(np.float32)).resize((edge, edge), Image.Resampling.BICUBIC)
-    logarithm = np.log(np.maximum(np.asarray(larger), 1e-6))
+    least = max(float(difference.min()) / 2, 1e-6)  # a cubic passes below what it goes through
+    logarithm = np.log(np.maximum(np.asarray(larger), least))
     evidence = (logarithm - otsu_threshold(logarithm)) / max(float(logarithm.std()), 1e-6)
     inside = sure = evidence > 0
     for _ in range(TURNS):
