@@ -272,8 +272,8 @@ def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, 
 
 
 def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
-    """An override takes the recipe's own mask keys along where it leaves them nothing to do: generate.mask=none, or a
-    generate.method that has no use for the mask."""
+    """An override takes the recipe's own mask keys along where it leaves them nothing to do: generate.mask=none, a
+    generate.method that has no use for the mask, or a prompts.method, whose prompts mask_text would stand before."""
     generate = values.get("generate")
     if not isinstance(generate, dict):
         return
@@ -285,6 +285,8 @@ def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
         idle = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text"]}.get(str(mask), [])
     elif "method" in given and not is_used:
         idle = [key for key in own if key.startswith("mask")]
+    if origins.get("prompts.method", "").startswith("--set"):  # other prompts are asked for
+        idle.append("mask_text")
     for key in set(idle) - given:
         generate.pop(key, None)
 

@@ -39,6 +39,8 @@ def test_a_bank_and_its_typo(make_folder: Callable[..., Path], tmp_path: Path) -
     assert not out.exists()
     banks = settings("prompts.environments=birds-and-insects", "prompts.styles=light")
     said = variegate(*arguments, *banks)
+    assert said.status == 2 and "prompts.styles: no text of generate.mask_text says {style}" in said.err
+    said = variegate(*arguments, *banks, *settings("generate.mask=none"))
     assert said.status == 0, said.text
     assert all(text.startswith("a photo of a ant ") for text in told(out)["ant"])
     places, styles = zip(*(text.rsplit(", ", 1) for text in told(out)["ant"]), strict=True)

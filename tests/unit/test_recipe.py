@@ -259,6 +259,14 @@ def test_an_override_that_has_no_use_for_masks_takes_the_recipes_own_along(overr
     assert (found.mask, found.mask_from, found.mask_paste) == mask
 
 
+def test_other_prompts_stand_before_the_recipes_own_text_of_backgrounds() -> None:
+    assert load_recipe("variegate").generate.mask_text == "a photo, {environment}"
+    found = load_recipe("variegate", ["prompts.method=file", "prompts.file=p.txt"]).generate
+    assert (found.mask, found.mask_text) == ("background", None)
+    with pytest.raises(RecipeError, match="set mask_text to null"):
+        load_recipe("variegate", ["prompts.method=file", "prompts.file=p.txt", "generate.mask_text=a photo"])
+
+
 def test_what_is_asked_of_masks_beside_an_override_stays_and_is_refused() -> None:
     with pytest.raises(RecipeError, match="need a mask"):
         load_recipe("variegate", ["generate.mask=none", "generate.mask_paste=true"])

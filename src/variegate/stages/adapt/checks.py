@@ -11,10 +11,10 @@ from variegate.backends.adapter import expand, placeholder
 from variegate.backends.base import final_section, locate, training_section
 from variegate.backends.folder import weight_shapes
 from variegate.backends.tokenizers import load_tokenizers, speechless, word_pieces
+from variegate.captions import captions_of
 from variegate.errors import Problem
 from variegate.recipe import CLASS_SLOTS, BackendSection, Recipe
 from variegate.records import ClassInfo, RealImage
-from variegate.stages.adapt.captions import captions_of
 from variegate.stages.adapt.lengths import cut_captions
 from variegate.stages.adapt.targets import targeted
 from variegate.templates import class_word, described, placeholders, plain_name, render

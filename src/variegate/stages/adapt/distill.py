@@ -17,10 +17,10 @@ from safetensors.torch import save
 from variegate.backends.base import executed_steps, one_step_timestep, spec_id
 from variegate.backends.devices import in_parts
 from variegate.backends.diffusion import DiffusionBackend
+from variegate.captions import captions_of
 from variegate.files import write_atomic
 from variegate.recipe import Recipe
 from variegate.records import ClassInfo, RealImage, content_id, seed_from
-from variegate.stages.adapt.captions import captions_of
 from variegate.stages.adapt.fit import Views
 from variegate.stages.adapt.sampling import image_weights
 from variegate.stages.adapt.views import CACHE, fitting, read_cached

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from variegate.backends.devices import is_out_of_memory
+from variegate.captions import Telling
 from variegate.errors import TaskFailed
 from variegate.recipe import AdaptSection
 from variegate.records import seed_from
-from variegate.stages.adapt.captions import Telling
 from variegate.stages.adapt.checkpoints import State
 from variegate.stages.adapt.objective import (
     class_focus,

@@ -14,13 +14,13 @@ import torch
 
 from variegate.backends.adapter import ADAPTER
 from variegate.backends.diffusion import DiffusionBackend
+from variegate.captions import prior_texts
 from variegate.copies import SIZE_PX, Calibration, calibrate, count_copies
 from variegate.errors import TaskFailed
 from variegate.images import resize_square
 from variegate.judge import Judge, class_agreement, train_judge
 from variegate.pipeline import Context
 from variegate.records import RealImage, seed_from
-from variegate.stages.adapt.captions import prior_texts
 from variegate.stages.adapt.checkpoints import State, last_checkpoint, read_checkpoint, write_checkpoint
 from variegate.stages.adapt.fit import Fit, Views, distilling, milestones, settled
 from variegate.stages.adapt.material import PREVIEW, Material, labels_of, load_pixels

@@ -15,11 +15,11 @@ from variegate.backends.base import BackendSpec, final_section, locate, resolve_
 from variegate.backends.devices import own_device
 from variegate.backends.folder import model_fingerprint, read_model
 from variegate.backends.tokenizers import load_tokenizers
+from variegate.captions import Telling, telling_of
 from variegate.errors import DataError, Problem
 from variegate.images import load_squares
 from variegate.recipe import AdaptSection, BackendSection, Recipe
 from variegate.records import ClassInfo, RealImage, content_id
-from variegate.stages.adapt.captions import Telling, telling_of
 from variegate.stages.adapt.lengths import cut_captions
 from variegate.store import RunFolder
 from variegate.templates import plain_name

@@ -17,11 +17,11 @@ from PIL import Image
 
 from variegate.backends.adapter import ADAPTER, parts_used, read_adapter
 from variegate.backends.base import BackendSpec
+from variegate.captions import telling_of
 from variegate.files import write_atomic
 from variegate.images import encode_image, load_squares
 from variegate.pipeline import Context
 from variegate.records import RealImage, content_id
-from variegate.stages.adapt.captions import telling_of
 from variegate.templates import placeholders
 
 FOLDER = "masks"

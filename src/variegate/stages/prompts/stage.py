@@ -118,7 +118,7 @@ def check(
         where = "prompts.text" if section.method == "template" else str(section.file)
         where = where if around is None else "generate.mask_text"
         problems = missing_captions(where, material.all_texts(), num_images, num_uncaptioned)
-        problems += material.phrase_problems(where, needless=around is None and section.environments != GROUPS)
+        problems += material.phrase_problems(where, needless=section.environments != GROUPS)
         problems += _silent_tokens(recipe, material, where) if around is None else []
         if section.method == "template":
             problems += _too_long(recipe, material)

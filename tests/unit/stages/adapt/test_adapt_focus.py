@@ -9,10 +9,10 @@ import pytest
 import torch
 from adapting import NAMES, fit_of, trainee_of, values_of, views_of
 
+from variegate.captions import Telling, telling_of
 from variegate.errors import DataError
 from variegate.recipe import AdaptSection, Recipe
 from variegate.records import ClassInfo, RealImage
-from variegate.stages.adapt.captions import Telling, telling_of
 from variegate.stages.adapt.fit import Views, distilling, settled
 from variegate.stages.adapt.objective import class_focus
 from variegate.stages.adapt.stage import check

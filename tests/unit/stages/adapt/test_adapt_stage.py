@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from variegate import pipeline
 from variegate.backends.adapter import read_adapter
 from variegate.backends.tokenizers import load_tokenizers
+from variegate.captions import captions_of
 from variegate.errors import DataError, ModelError, RunFolderError, TaskFailed
 from variegate.pipeline import Context
 from variegate.progress import QuietReporter
@@ -26,7 +27,6 @@ from variegate.recipe import AdaptSection, GenerateSection, PromptsSection, Reci
 from variegate.records import ClassInfo, RealImage
 from variegate.stages.adapt import learn as learning
 from variegate.stages.adapt import stage
-from variegate.stages.adapt.captions import captions_of
 from variegate.stages.adapt.checkpoints import FOLDER
 from variegate.stages.adapt.fit import Fit
 from variegate.stages.adapt.stage import training_spec

@@ -1,4 +1,4 @@
-"""What the model is told about each training image: the recipe's own prompts, so that drawing uses the same words. Pure."""
+"""What the model is told about each training image: the recipe's own prompts, so that drawing and masks use the same words. Pure."""
 
 from __future__ import annotations
 
