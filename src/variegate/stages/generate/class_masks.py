@@ -104,8 +104,8 @@ def object_mask(difference: np.ndarray, square: np.ndarray) -> np.ndarray:
         inside, sure = both > 0, both > SURE
     filled = binary_fill_holes(sure)
     is_whole = not filled.all() and filled.sum() <= (1 + HOLES) * sure.sum()
-    large = Image.fromarray(filled if is_whole else sure).resize(square.shape[:2], Image.Resampling.NEAREST)
-    return np.array(large, bool)
+    shown = Image.fromarray((filled if is_whole else sure).astype(np.uint8) * 255)
+    return np.asarray(shown.resize(square.shape[:2], Image.Resampling.BILINEAR)) >= 128
 
 
 def _likelihood(some: np.ndarray, colours: np.ndarray) -> np.ndarray:
