@@ -64,12 +64,8 @@ def run(context: Context) -> dict[str, Any]:
     if context.recipe.generate.method == "none":
         return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
     with explained(context.folder.root):
-        for part in (
-            "synthetic",
-            "drawn",
-            CACHE,
-            class_masks.FOLDER,
-        ):  # a worker may have been killed where this process was not
+        # a worker may have been killed where this process was not
+        for part in ("synthetic", "drawn", CACHE, class_masks.FOLDER):
             sweep_temporary(context.folder.root / part)
     spec = prepare(context)
     start = time.monotonic()

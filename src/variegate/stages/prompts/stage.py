@@ -52,20 +52,17 @@ def inputs(recipe: Recipe) -> dict[str, Any]:
     }
     if not _drawn(recipe):
         return keys
-    around = {"around": recipe.generate.mask_text} if recipe.generate.mask_text is not None else {}
-    return (
-        keys
-        | around
-        | {
-            "model": model_fingerprint(*locate(recipe.backend)),
-            "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
-            "files": [
-                file_sha256(Path(path).expanduser()) if path else ""
-                for path in (recipe.prompts.file, recipe.prompts.llm.cache)
-            ],
-            "seed": recipe.seed if recipe.prompts.method == "llm" else None,
-        }
-    )
+    if recipe.generate.mask_text is not None:
+        keys["around"] = recipe.generate.mask_text
+    return keys | {
+        "model": model_fingerprint(*locate(recipe.backend)),
+        "phrases": [_phrases(recipe.prompts, kind).phrases for kind in KINDS],
+        "files": [
+            file_sha256(Path(path).expanduser()) if path else ""
+            for path in (recipe.prompts.file, recipe.prompts.llm.cache)
+        ],
+        "seed": recipe.seed if recipe.prompts.method == "llm" else None,
+    }
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from variegate.backends.adapter import ADAPTER, AdapterFacts, write_adapter
 from variegate.backends.devices import is_out_of_memory
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
+from variegate.image_quality.copying import find_copies
 from variegate.images import encode_image, load_mask, load_rgb, load_square
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
@@ -32,6 +35,7 @@ from variegate.recipe import (
 )
 from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
+from variegate.stages.generate.class_masks import told_of
 from variegate.stages.generate.draw import DrawWorker
 from variegate.stages.generate.masks import Masking
 from variegate.store import RunFolder
@@ -404,6 +408,36 @@ def test_masks_by_the_model_are_made_once_and_kept_to(
         next((folder.root / "synthetic").rglob("*.png")).unlink()
         draw(folder, recipe)
         assert {path: path.read_bytes() for path in found} == found and hashes(folder) == before
+
+
+def test_masks_by_the_model_are_told_the_words_of_the_adapter(tiny_sd: Path, make_run) -> None:
+    plain = recipe_of(tiny_sd, method="real-aug", mask="background", mask_from="model")
+    taken = plain.model_copy(update={"generate": plain.generate.model_copy(update={"method": "ti-aug"})})
+    with make_run() as folder:
+        names = tuple(f"<class_{k}>" for k in range(3))
+        facts = AdapterFacts("tokens", NAMES, names, recipe={"adapt": {"superclass": "bird"}})
+        write_adapter(folder.root / ADAPTER, facts, [{name: torch.ones(1, 32) for name in names}])
+        images = folder.real_images("train")
+        told = told_of(Context(taken, folder, QuietReporter()), images)
+        assert told == [(f"a photo of a <class_{image.label}> bird", "") for image in images]
+        told = told_of(Context(plain, folder, QuietReporter()), images)
+        assert [text for text, _ in told] == [f"a photo of a {NAMES[i.label].replace('_', ' ')}" for i in images]
+
+
+def test_pasted_images_are_no_copies_of_their_own_sources(tiny_sd: Path, make_run) -> None:
+    recipe = recipe_of(tiny_sd, method="real-aug", per_real=1, strength=0.2)
+    with make_run() as folder:
+        draw(folder, recipe)
+        real = {image.id: Path(image.path) for image in folder.real_images("train")}
+        for image in folder.synthetic_images():
+            with Image.open(real[image.source]) as picture:
+                picture.save(folder.root / image.path, quality=95)
+        images = folder.synthetic_images()
+        found = {
+            pasted: find_copies(folder, recipe.dataset, images, QuietReporter(), seed=0, pasted=pasted).are_copies()
+            for pasted in (False, True)
+        }
+        assert found[False].all() and not found[True].any()
 
 
 def test_what_masks_by_the_model_cost_is_part_of_the_plan(tiny_sd: Path) -> None:
