@@ -9,7 +9,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # but not at once: sleeping between small kernels costs a third
     from variegate.cli import run_cli
+    from variegate.interrupt import heed_ctrl_c
 
+    heed_ctrl_c()
     sys.exit(run_cli())
 
 

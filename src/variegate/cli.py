@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from variegate.errors import Problem, TaskFailed, UserError, VariegateError
+from variegate.errors import Problem, UserError, VariegateError
+from variegate.interrupt import STOPPED, STOPPED_TEXT, is_from_ctrl_c
 
 EXAMPLES = """\b
 Examples:
@@ -19,7 +20,6 @@ Examples:
   variegate plan photos/                     what that would cost; touches nothing
 """
 
-STOPPED = 130  # exit status after Ctrl-C, as shells have it
 
 app = typer.Typer(
     name="variegate",
@@ -67,24 +67,20 @@ def run_cli(arguments: list[str] | None = None) -> int:
 def _run_command(arguments: list[str] | None) -> int:
     try:
         status = app(arguments, standalone_mode=False)  # typer turns Ctrl-C into a returned 130
-    except UserError as exc:
-        return _complain(f"error: {exc}", 2)
-    except TaskFailed as exc:
-        return _complain(f"error: {exc}", 1)
-    except VariegateError as exc:
-        return _complain(f"error: {exc}", 1)
-    except KeyboardInterrupt:
-        status = STOPPED
     except SystemExit as exc:
         if isinstance(exc.__context__, BrokenPipeError):  # typer's answer to it is exit 1
             return 0
         raise
-    except Exception as exc:
+    except BaseException as exc:
+        if is_from_ctrl_c(exc):
+            return _stopped()
+        if isinstance(exc, VariegateError):
+            return _complain(f"error: {exc}", 2 if isinstance(exc, UserError) else 1)
         return _click_status(exc)
     return _stopped() if status == STOPPED else status or 0
 
 
-def _click_status(exc: Exception) -> int:
+def _click_status(exc: BaseException) -> int:
     """Usage errors of the parser become exit 2; anything else is a bug and keeps its traceback."""
     if hasattr(exc, "show") and hasattr(exc, "exit_code"):
         exc.show()
@@ -97,7 +93,7 @@ def _click_status(exc: Exception) -> int:
 
 
 def _stopped() -> int:
-    return _complain("stopped; nothing finished is lost. Run the same command again to go on.", STOPPED)
+    return _complain(STOPPED_TEXT, STOPPED)
 
 
 def _complain(text: str, status: int) -> int:

@@ -1,0 +1,68 @@
+"""Ctrl-C ends a command also where it left a lock taken, and what it made of itself on the way is not called a bug."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from variegate import cli
+from variegate.interrupt import STOPPED, STOPPED_TEXT, is_from_ctrl_c
+
+STUCK = """
+import sys, threading
+from variegate.interrupt import heed_ctrl_c
+
+heed_ctrl_c(float(sys.argv[1]))
+taken = threading.Lock()
+taken.acquire()
+print("ready", flush=True)
+while True:
+    try:
+        taken.acquire()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("grace_s", "times"), [(0.3, 1), (1000.0, 2)])
+def test_a_command_that_is_stuck_ends(grace_s: float, times: int) -> None:
+    command = [sys.executable, "-c", STUCK, str(grace_s)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for _ in range(times):
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "interrupted\n"
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (STOPPED, f"{STOPPED_TEXT}\n")
+
+
+def test_without_ctrl_c_nothing_is_ended() -> None:
+    script = (
+        "import time; from variegate.interrupt import heed_ctrl_c; heed_ctrl_c(0.0); time.sleep(0.3); print('done')"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "done\n"
+
+
+def test_a_lock_that_breaks_on_the_way_is_the_interrupts_doing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert cli.run_cli([]) == STOPPED
+    assert capsys.readouterr().err == f"{STOPPED_TEXT}\n"
+
+
+def test_other_errors_are_not_the_interrupts_doing() -> None:
+    error = ValueError("7")
+    error.__cause__ = OSError("8")
+    assert not is_from_ctrl_c(error)
+    assert is_from_ctrl_c(KeyboardInterrupt())
