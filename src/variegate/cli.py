@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from variegate.ending import STOPPED, STOPPED_TEXT, is_from_ctrl_c
 from variegate.errors import Problem, UserError, VariegateError
-from variegate.interrupt import STOPPED, STOPPED_TEXT, is_from_ctrl_c
 
 EXAMPLES = """\b
 Examples:

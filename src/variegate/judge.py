@@ -6,19 +6,18 @@ Pure: feature vectors in, numbers out. Curating asks it about drawn images, adap
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
+
+if TYPE_CHECKING:  # scikit-learn takes a second to load, and most commands ask no judge
+    from sklearn.pipeline import Pipeline
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse penalties tried
 MAX_FOLDS = 5
@@ -75,6 +74,7 @@ def train_judge(features: np.ndarray, labels: np.ndarray, groups: Sequence[str],
     `features` float [N, D]; rows of one `groups` value (an image and its flip, images of one animal) are never
     split between learning and testing. Penalty and temperature are chosen by cross-validation inside these rows.
     """
+    importlib.import_module("sklearn.linear_model")  # before the limit, which holds for what is loaded
     folds = _folds(labels, np.asarray(groups), seed)
     if not folds:
         return None
@@ -136,6 +136,8 @@ def _folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.n
     rarest = min((len(np.unique(groups[labels == label])) for label in np.unique(labels)), default=0)
     if rarest < 2 or len(np.unique(labels)) < 2:
         return []
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(min(MAX_FOLDS, rarest), shuffle=True, random_state=seed % 2**32)
     folds = list(splitter.split(np.zeros(len(labels)), labels, groups))
     known = set(np.unique(labels).tolist())
@@ -151,6 +153,10 @@ def _held_out_logits(features: np.ndarray, labels: np.ndarray, folds: list, c: f
 
 
 def _fresh(c: float) -> Pipeline:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_MAX_ITERATIONS))
 
 
@@ -161,6 +167,8 @@ def _logits(model: Pipeline, features: np.ndarray) -> np.ndarray:
 
 
 def _temperature(logits: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
         lambda power: _log_loss(logits, labels, classes, float(np.exp(power))), bounds=(-3.0, 3.0), method="bounded"
     )

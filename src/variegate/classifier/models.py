@@ -124,15 +124,10 @@ class _Block(nn.Module):
 
 def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     """What is wrong with train.model and train.pretrained, as far as can be known without building the model."""
-    import timm
-
     problems = []
-    if name not in OWN_MODELS and not timm.is_model(name):
-        known = [*OWN_MODELS, *timm.list_models()]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{', '.join(OWN_MODELS)}, or a name of timm.list_models()"
-        problems.append(Problem("train.model", f"no model is called {name!r}", hint))
-    elif name in OWN_MODELS and pretrained is True:
+    if name not in OWN_MODELS:
+        problems = _unknown_name(name)
+    elif pretrained is True:
         remedy = "set train.pretrained to false or to a safetensors file"
         problems.append(Problem("train.pretrained", f"{name} has no published weights", remedy))
     if isinstance(pretrained, str):
@@ -147,6 +142,16 @@ def check_model_name(name: str, pretrained: bool | str) -> list[Problem]:
     return problems
 
 
+def _unknown_name(name: str) -> list[Problem]:
+    import timm
+
+    if timm.is_model(name):
+        return []
+    near = difflib.get_close_matches(name, [*OWN_MODELS, *timm.list_models()], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"{', '.join(OWN_MODELS)}, or a name of timm.list_models()"
+    return [Problem("train.model", f"no model is called {name!r}", hint)]
+
+
 def _head_problems(name: str, heads: Sequence[nn.Module]) -> list[Problem]:
     if len(heads) == 1 and isinstance(heads[0], nn.Linear):
         return []
@@ -159,20 +164,22 @@ def check_net(section: TrainSection, size_px: int) -> None:
     """Raise ModelError where a net of a known name cannot be built for the recipe, or cannot take a batch of its images, or
     has not the stages or the last layer that the recipe speaks of.
 
-    Allocates no weights, but where shapes alone say no it is tried for real: timm's nets are of many hands.
+    Allocates no weights of timm's nets, but where shapes alone say no it is tried for real: they are of many hands. Our own are
+    built: that takes less than what torch loads for weights without memory.
     """
 
     def built() -> Classifier:
         scale = section.cosine_scale
         return build_model(section.model, num_classes=2, size_px=size_px, pretrained=False, seed=0, cosine_scale=scale)
 
-    with torch.device("meta"):
+    device = "cpu" if section.model in OWN_MODELS else "meta"
+    with torch.device(device):
         classifier = built()
     if section.mode == "last-stages" or section.mix == "manifold-mixup":
         stages_of(classifier.net)
         learned_parts(classifier, section.mode, section.last_stages)
     batch = min(section.batch, 2)  # a norm may want more than one image
-    if not _forward_problem(classifier.net, batch, size_px, "meta"):
+    if not _forward_problem(classifier.net, batch, size_px, device):
         return
     problem = _forward_problem(built().net, batch, size_px, "cpu")
     if problem:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from variegate.cost import own_peaks, tell_peaks
+from variegate.ending import leave
 from variegate.errors import TaskFailed, VariegateError
 from variegate.executors.base import OpenWorker, Report, ignore, task_name
 
@@ -185,7 +186,7 @@ class _Process:
 
 
 def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> None:
-    """Answer tasks until the pipe closes."""
+    """Answer tasks until the pipe closes, then end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _end_with_parent()
     if log:
@@ -196,7 +197,7 @@ def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> N
             try:
                 task = pipe.recv()
             except EOFError:
-                return
+                break
             try:
                 worker = worker or open_worker(number)
                 answer = ("done", worker(task, lambda count: _send(pipe, ("so far", count))))
@@ -211,6 +212,7 @@ def _work(open_worker: OpenWorker, number: int, pipe: Connection, log: str) -> N
     finally:
         if worker is not None:
             worker.close()
+    leave(0)
 
 
 def _send(pipe: Connection, answer: tuple[str, Any]) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
+
+if TYPE_CHECKING:  # takes a second to load, and most commands show no picture
+    from sklearn.decomposition import PCA
 
 MAX_IMAGES = 400  # of each kind, drawn at random
 
@@ -43,6 +45,8 @@ def picture(kinds: Mapping[str, Kind]) -> dict[str, Any] | None:
     real = kinds["real"].features
     if min(real.shape) < 2 or np.linalg.matrix_rank(real - real.mean(axis=0)) < 2:
         return None
+    from sklearn.decomposition import PCA  # before the limit, which holds for what is loaded
+
     with threadpool_limits(1):  # the number of threads would change the last bits
         plane = PCA(2, svd_solver="full").fit(real.astype(np.float64))
         shown = {name: _points(plane, kind) for name, kind in kinds.items() if len(kind.features)}

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from variegate import cli
-from variegate.interrupt import STOPPED, STOPPED_TEXT, is_from_ctrl_c
+from variegate.ending import STOPPED, STOPPED_TEXT, is_from_ctrl_c
 
 STUCK = """
 import sys, threading
-from variegate.interrupt import heed_ctrl_c
+from variegate.ending import heed_ctrl_c
 
 heed_ctrl_c(float(sys.argv[1]))
 taken = threading.Lock()
@@ -41,9 +41,7 @@ def test_a_command_that_is_stuck_ends(grace_s: float, times: int) -> None:
 
 
 def test_without_ctrl_c_nothing_is_ended() -> None:
-    script = (
-        "import time; from variegate.interrupt import heed_ctrl_c; heed_ctrl_c(0.0); time.sleep(0.3); print('done')"
-    )
+    script = "import time; from variegate.ending import heed_ctrl_c; heed_ctrl_c(0.0); time.sleep(0.3); print('done')"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "done\n"
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command whatever holds it up.
+"""How processes end: at Ctrl-C whatever holds them up, and without taking torch apart.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread, also inside the locks of `threading`, of which
 one may then stay taken for ever and a pool of threads wait for it; and not at all while a library computes. Files are written
@@ -7,11 +7,14 @@ whole and every stage goes on from what is there, so a process that does not end
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
+from typing import NoReturn
 
 GRACE_S = 10.0
 STOPPED = 130  # as shells report a command that Ctrl-C ended
@@ -31,6 +34,14 @@ def is_from_ctrl_c(exc: BaseException | None) -> bool:
     while exc is not None and not isinstance(exc, KeyboardInterrupt):
         exc = exc.__cause__ or exc.__context__
     return exc is not None
+
+
+def leave(status: int) -> NoReturn:
+    """End this process as Python would, less what it does with a million objects of torch: more than a second."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _watch(told: socket.socket, grace_s: float) -> None:
