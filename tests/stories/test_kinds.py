@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,29 @@ def test_the_meadows_butterflies_stay_where_their_background_is_repainted(tmp_pa
         mask = np.asarray(Image.open(out / "dataset/masks" / source.relative_to(out / "dataset")).convert("L")) > 127
         apart = np.abs(drawn - np.asarray(Image.open(source), int)).mean(axis=2)
         assert apart[mask].mean() < 4 < 15 < apart[~mask].mean(), "but for JPEG's own noise"
+
+
+@pytest.mark.parametrize("mask_from", ["data", "model"])
+def test_the_page_shows_what_masks_keep(mask_from: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    own = (*DRAW, "generate.method=real-aug", "generate.strength=1.0", "generate.mask=background", f"generate.mask_from={mask_from}",
+           "generate.mask_paste=true", "dataset.meadow.n_species=2", "dataset.meadow.n_per_species=2")  # fmt: skip
+    assert variegate("generate", "builtin:meadow", *settings(*own), "--out", out).status == 0
+    assert variegate("report", out).status == 0
+    page = (out / "report.html").read_text()
+    shown = re.findall(r'src="data:image/webp;base64,([^"]+)" alt="what is kept of it" title="(\w+)-kept"', page)
+    assert len(shown) == 4
+    assert "below it what its mask keeps" in page
+    masks = {path.stem: path for path in (out / "masks").rglob("*.png")} if mask_from == "model" else {}
+    for data, image_id in shown:
+        kept = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[..., 3] == 255
+        assert 0.05 < kept.mean() < 0.9
+        if masks:
+            mask = Image.open(masks[image_id]).convert("L").resize(kept.shape, Image.Resampling.NEAREST)
+            assert ((np.asarray(mask) > 127) == kept).mean() > 0.99
+    next(iter(masks.values()), next((out / "dataset/masks").rglob("*.png"))).unlink()
+    assert variegate("report", out).status == 0, "a mask that is gone is no reason to show nothing"
+    assert (out / "report.html").read_text().count('alt="what is kept of it"') == 3
 
 
 def test_masks_and_models_that_do_not_fit_end_with_the_way_out(tiny_edit: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811

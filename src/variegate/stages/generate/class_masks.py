@@ -20,11 +20,11 @@ from variegate.backends.base import BackendSpec
 from variegate.captions import telling_of
 from variegate.files import write_atomic
 from variegate.images import encode_image, load_squares
+from variegate.masks import found_mask_path
 from variegate.pipeline import Context
 from variegate.records import RealImage, content_id
 from variegate.templates import placeholders
 
-FOLDER = "masks"
 BINS = 128
 MOST_PX = 128  # edge at which an object's edge is looked for
 TURNS, COLOURS, FITTED = 4, 5, 800  # colours of a mixture, and the pixels it is fitted to
@@ -52,8 +52,8 @@ def told_of(context: Context, images: Sequence[RealImage]) -> list[tuple[str, st
 def with_class_masks(context: Context, spec: BackendSpec, images: Sequence[RealImage]) -> list[RealImage]:
     """The images with squares of `spec.size_px` as masks, in the run's masks/; made once, by the model that draws."""
     folder, section = context.folder, context.recipe.dataset
-    slugs = {info.label: info.slug for info in folder.classes()}
-    paths = [folder.path(f"{FOLDER}/{slugs[image.label]}/{image.id}.png") for image in images]
+    classes = folder.classes()
+    paths = [folder.path(found_mask_path(classes[image.label], image.id)) for image in images]
     told = told_of(context, images)
     key = content_id(
         *(spec.fingerprint, spec.adapter_hash, spec.dtype, spec.size_px, section.fit, told),

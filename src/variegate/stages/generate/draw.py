@@ -24,8 +24,8 @@ from variegate.errors import TaskFailed
 from variegate.executors.base import Report
 from variegate.files import FILE_THREADS, write_atomic
 from variegate.images import Fit, encode_image, load_square, paste_kept
+from variegate.masks import Masking
 from variegate.records import ClassInfo, PlanRow, RealImage, content_id
-from variegate.stages.generate.masks import Masking
 from variegate.store import drawn_path, synthetic_path
 
 if TYPE_CHECKING:

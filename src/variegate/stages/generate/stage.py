@@ -16,6 +16,8 @@ from variegate.backends.folder import model_fingerprint, read_model
 from variegate.card import write_card
 from variegate.errors import ModelError, Problem, RunFolderError
 from variegate.executors.local import run_tasks
+from variegate.masks import FOLDER as FOUND_MASKS
+from variegate.masks import masking_of, refuse_unmasked
 from variegate.metadata import write_metadata
 from variegate.pipeline import Context
 from variegate.recipe import Recipe
@@ -24,7 +26,6 @@ from variegate.stages.generate import class_masks
 from variegate.stages.generate.draw import CACHE, Drawn, DrawSetup, DrawTask, DrawWorker
 from variegate.stages.generate.estimate import estimate
 from variegate.stages.generate.ledger import write_plan
-from variegate.stages.generate.masks import Masking, refuse_unmasked
 from variegate.stages.generate.plan import PlanBackend, make_plan
 from variegate.stages.generate.pool import parse_pool
 from variegate.store import RunFolder, drawn_path, explained, sweep_temporary, synthetic_path
@@ -55,7 +56,7 @@ def check(recipe: Recipe, images: Sequence[RealImage]) -> None:
     if recipe.generate.mask == "none" or recipe.generate.mask_from == "model":
         return
     refuse_unmasked(images)
-    masking = _masking(recipe, read_model(*locate(recipe.backend)).size_px)
+    masking = masking_of(recipe, recipe.backend.size_px or read_model(*locate(recipe.backend)).size_px)
     if masking:
         masking.check(images)
 
@@ -65,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
         return {"line": "nothing to draw", "drawn": 0, "seconds": 0.0, "unet_evaluations": 0, "images_per_second": 0.0}
     with explained(context.folder.root):
         # a worker may have been killed where this process was not
-        for part in ("synthetic", "drawn", CACHE, class_masks.FOLDER):
+        for part in ("synthetic", "drawn", CACHE, FOUND_MASKS):
             sweep_temporary(context.folder.root / part)
     spec = prepare(context)
     start = time.monotonic()
@@ -99,7 +100,8 @@ def prepare(context: Context) -> BackendSpec:
     fingerprint = model_fingerprint(model, unet)
     parts = parts_used(recipe.generate.method)
     adapter = adapter_hash(folder.path(ADAPTER)) if parts != "none" else ""
-    masking, by_model = _masking(recipe, read_model(model, unet).size_px), recipe.generate.mask_from == "model"
+    size_px, by_model = recipe.backend.size_px or read_model(model, unet).size_px, recipe.generate.mask_from == "model"
+    masking = masking_of(recipe, size_px)
     if masking:
         data += class_masks.told_of(context, images) if by_model else [(mask,) for mask in masking.keys(images)]
     key = content_id(inputs(recipe), fingerprint, adapter, prompts, data, [info.name for info in folder.classes()])
@@ -141,14 +143,6 @@ def _sources(folder: RunFolder) -> list[RealImage]:
     return sorted(folder.real_images("train"), key=lambda image: image.id)
 
 
-def _masking(recipe: Recipe, own_size_px: int) -> Masking | None:
-    section, dataset = recipe.generate, recipe.dataset
-    if section.mask == "none":
-        return None
-    size_px, by_model = recipe.backend.size_px or own_size_px, section.mask_from == "model"
-    return Masking(section.mask, section.mask_grow, size_px, dataset.fit, dataset.max_megapixels, square=by_model)
-
-
 def _same_place(spec: BackendSpec, path: str, unet: str) -> BackendSpec:
     """The stored backend with the model's present folders; refuses a machine that cannot repeat it."""
     try:
@@ -186,7 +180,7 @@ def draw_pending(context: Context, spec: BackendSpec) -> int:
 def draw_setup(context: Context, spec: BackendSpec) -> DrawSetup:
     """What every worker is told."""
     folder, recipe = context.folder, context.recipe
-    sources, masking = _sources(folder), _masking(recipe, spec.size_px)
+    sources, masking = _sources(folder), masking_of(recipe, spec.size_px)
     if masking and recipe.generate.mask_from == "model":
         sources = class_masks.with_class_masks(context, spec, sources)
     return DrawSetup(

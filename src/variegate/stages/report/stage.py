@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from variegate.errors import Problem, UserError
 from variegate.files import write_atomic
+from variegate.recipe_file import load_recipe
 from variegate.stages.report import html
 from variegate.stages.report.contents import Summary
 from variegate.stages.report.summary import summarize
-from variegate.stages.report.thumbnails import image_files, thumbnails
+from variegate.stages.report.thumbnails import image_files, kept_parts, thumbnails
 from variegate.stages.report.words import file_size
 from variegate.store import RunFolder, explained
 
@@ -72,6 +73,8 @@ def _views(folder: RunFolder, summary: Summary) -> dict[str, Callable[[], str]]:
 def _thumbnails(folder: RunFolder, summary: Summary) -> dict[str, str]:
     """Thumbnails by image id, and the preview grid under its path."""
     found = thumbnails(image_files(folder, summary))
+    if summary.recipe:
+        found |= kept_parts(folder, summary, load_recipe(str(folder.root / "recipe.yaml")))
     preview = summary.adapting.preview if summary.adapting else None
     return found | (thumbnails({preview: folder.path(preview)}, PREVIEW_EDGE_PX) if preview else {})
 

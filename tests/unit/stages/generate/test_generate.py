@@ -22,6 +22,7 @@ from variegate.errors import DataError, RunFolderError, TaskFailed
 from variegate.files import file_sha256
 from variegate.image_quality.copying import find_copies
 from variegate.images import encode_image, load_mask, load_rgb, load_square
+from variegate.masks import Masking
 from variegate.pipeline import Context
 from variegate.progress import EventLog, QuietReporter
 from variegate.recipe import (
@@ -37,7 +38,6 @@ from variegate.records import ClassInfo, RealImage, content_id, soft_label
 from variegate.stages.generate import stage
 from variegate.stages.generate.class_masks import told_of
 from variegate.stages.generate.draw import DrawWorker
-from variegate.stages.generate.masks import Masking
 from variegate.store import RunFolder
 
 NAMES = ("cat", "dog", "red_owl")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from variegate.errors import DataError
 from variegate.images import grow_mask, load_mask, load_square, paste_kept
+from variegate.masks import Masking
 from variegate.records import RealImage
-from variegate.stages.generate.masks import Masking
 
 
 def saved(path: Path, pixels: np.ndarray) -> Path:

@@ -15,8 +15,10 @@ import numpy as np
 from variegate.errors import DataError, Problem
 from variegate.files import file_sha256
 from variegate.images import Fit, grow_mask, load_mask
-from variegate.records import RealImage, content_id
+from variegate.recipe import Recipe
+from variegate.records import ClassInfo, RealImage, content_id
 
+FOLDER = "masks"  # of a run: those that the drawing model found
 MASK_REMEDY = (
     "give a table with a mask column (white: the object), or set generate.mask_from=model or generate.mask=none"
 )
@@ -51,6 +53,20 @@ class Masking:
         shares = [float(self.repainted(image).mean()) for image in images]
         trivial = [image for image, share in zip(images, shares, strict=True) if share in (0.0, 1.0)]
         _refuse(f"have masks that are all black or all white at {self.size_px} px", trivial, len(images))
+
+
+def masking_of(recipe: Recipe, size_px: int) -> Masking | None:
+    """How a recipe's masks are read at `size_px`; None where it draws without."""
+    section, dataset = recipe.generate, recipe.dataset
+    if section.mask == "none":
+        return None
+    by_model = section.mask_from == "model"
+    return Masking(section.mask, section.mask_grow, size_px, dataset.fit, dataset.max_megapixels, square=by_model)
+
+
+def found_mask_path(info: ClassInfo, image_id: str) -> str:
+    """Where the mask lies that the drawing model found for a real image, relative to the run folder."""
+    return f"{FOLDER}/{info.slug}/{image_id}.png"
 
 
 def refuse_unmasked(images: Sequence[RealImage]) -> None:
