@@ -30,13 +30,14 @@ while True:
 @pytest.mark.parametrize(("grace_s", "times"), [(0.3, 1), (1000.0, 2)])
 def test_a_command_that_is_stuck_ends(grace_s: float, times: int) -> None:
     command = [sys.executable, "-c", STUCK, str(grace_s)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    for _ in range(times):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "interrupted\n"
-    _, said = child.communicate(timeout=60)
+        if times == 2:
+            child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
     assert (child.returncode, said) == (STOPPED, f"{STOPPED_TEXT}\n")
 
 
