@@ -14,9 +14,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import NoReturn
 
 GRACE_S = 10.0
+ONE_PRESS_S = 0.5  # launchers pass on what the terminal has sent already
 STOPPED = 130  # as shells report a command that Ctrl-C ended
 STOPPED_TEXT = "stopped; nothing finished is lost. Run the same command again to go on."
 
@@ -46,6 +48,10 @@ def leave(status: int) -> NoReturn:
 
 def _watch(told: socket.socket, grace_s: float) -> None:
     _await_ctrl_c(told)
+    time.sleep(ONE_PRESS_S)
+    told.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        told.recv(1024)
     told.settimeout(grace_s)
     with contextlib.suppress(TimeoutError):
         _await_ctrl_c(told)

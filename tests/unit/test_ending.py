@@ -5,25 +5,23 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from variegate import cli
-from variegate.ending import STOPPED, STOPPED_TEXT, is_from_ctrl_c
+from variegate.ending import ONE_PRESS_S, STOPPED, STOPPED_TEXT, is_from_ctrl_c
 
 STUCK = """
-import sys, threading
+import os, signal, sys, threading
 from variegate.ending import heed_ctrl_c
 
 heed_ctrl_c(float(sys.argv[1]))
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
 taken = threading.Lock()
 taken.acquire()
-print("ready", flush=True)
-while True:
-    try:
-        taken.acquire()
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
+os.write(1, b"ready\\n")
+taken.acquire()
 """
 
 
@@ -36,6 +34,9 @@ def test_a_command_that_is_stuck_ends(grace_s: float, times: int) -> None:
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "interrupted\n"
         if times == 2:
+            child.send_signal(signal.SIGINT)  # at the same time, as launchers do: no second one
+            assert child.stdout.readline() == "interrupted\n"
+            time.sleep(2 * ONE_PRESS_S)
             child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
     assert (child.returncode, said) == (STOPPED, f"{STOPPED_TEXT}\n")
