@@ -141,10 +141,12 @@ def load_mask(
 
 
 def grow_mask(mask: np.ndarray, grow_px: int) -> np.ndarray:
-    """bool [H, W], grown by `grow_px` on every side: a maximum filter of window 2 grow_px + 1."""
-    from scipy.ndimage import maximum_filter
+    """bool [H, W], grown by `grow_px` on every side: a maximum filter of window 2 grow_px + 1; shrunk where that is negative."""
+    from scipy.ndimage import maximum_filter, minimum_filter
 
-    return maximum_filter(mask, size=2 * grow_px + 1) if grow_px else mask
+    if not grow_px:
+        return mask
+    return (maximum_filter if grow_px > 0 else minimum_filter)(mask, size=2 * abs(grow_px) + 1)
 
 
 def paste_kept(drawn: np.ndarray, source: np.ndarray, repainted: np.ndarray) -> np.ndarray:

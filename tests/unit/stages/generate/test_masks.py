@@ -56,16 +56,18 @@ def test_growing_adds_what_is_said_on_every_side() -> None:
     rows, columns = np.nonzero(grown)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 24, 8, 24) and grown.sum() == 17**2
     assert np.array_equal(grow_mask(point, 0), point)
+    assert np.array_equal(grow_mask(grown, -8), point), "what shrinks loses as much on every side"
 
 
 def test_the_object_grows_and_the_background_is_what_it_leaves(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.png", disc(64, 64).astype(np.uint8) * 255)
     image = RealImage("a", "", 0, "train", mask=str(path), width=64, height=64)
-    plain, grown, around = (
+    plain, grown, around, shrunk = (
         Masking(part, grow, 64, "crop", 64.0).repainted(image)
-        for part, grow in (("object", 0.0), ("object", 1 / 16), ("background", 1 / 16))
+        for part, grow in (("object", 0.0), ("object", 1 / 16), ("background", 1 / 16), ("object", -1 / 32))
     )
     assert np.array_equal(grown, grow_mask(plain, 4)) and np.array_equal(around, ~grown)
+    assert np.array_equal(shrunk, grow_mask(plain, -2)) and shrunk.sum() < plain.sum()
 
 
 def test_pasting_keeps_every_kept_pixel_and_softens_the_seam_inside() -> None:
