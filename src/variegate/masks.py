@@ -1,7 +1,8 @@
 """What of a source is repainted: the data's mask of the object, grown, or everything around it.
 
 DA-Fusion (arXiv 2302.07944) grows masks by a maximum filter of window 16 at 512 px and calls it a radius: 8 px on each side.
-Here `generate.mask_grow` is what is added on each side, or taken off where it is negative. As there, the object's mask grows, also where the background is repainted.
+Here `generate.mask_grow` is what is added on each side, or taken off where it is negative. As there, it is the object's mask that
+grows, also where the background is repainted.
 """
 
 from __future__ import annotations

@@ -112,6 +112,21 @@ def test_the_page_shows_what_masks_keep(mask_from: str, tmp_path: Path) -> None:
     assert (out / "report.html").read_text().count('alt="what is kept of it"') == 3
 
 
+def test_masks_that_are_guesses_are_called_so(table: Path, tmp_path: Path) -> None:
+    """The starter knows no rectangles of noise; it knows butterflies."""
+    own = (*DRAW, "generate.method=real-aug", "generate.mask=background", "generate.mask_from=model",
+           "prompts.text=a photo of a {name}")  # fmt: skip
+    said = variegate("generate", table, *settings(*own), "--out", tmp_path / "run")
+    assert said.status == 0 and "masks are guesses" in said.err, said.text
+    assert variegate("report", tmp_path / "run").status == 0
+    assert "masks are guesses" in (tmp_path / "run/report.html").read_text()
+    again = variegate("generate", table, *settings(*own), "--out", tmp_path / "run")
+    assert again.status == 0 and "already done" in again.err, again.text
+    meadow = settings(*own[:-1], "prompts.text=a photo of a {name} {description}", "dataset.meadow.n_per_species=1")
+    said = variegate("generate", "builtin:meadow", *meadow, "--out", tmp_path / "meadow")
+    assert said.status == 0 and "masks are guesses" not in said.text, said.text
+
+
 def test_masks_and_models_that_do_not_fit_end_with_the_way_out(tiny_edit: Path, table: Path, tmp_path: Path) -> None:  # noqa: F811
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines[:3], *(line.rpartition(",")[0] + "," for line in lines[3:])]))

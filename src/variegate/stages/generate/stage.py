@@ -76,7 +76,8 @@ def run(context: Context) -> dict[str, Any]:
         label = context.recipe.train.label
         write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa)
         write_card(context.folder, context.recipe)
-    return summarise(context.folder, spec, drawn, seconds)
+    summary, warnings = summarise(context.folder, spec, drawn, seconds), class_masks.mask_warnings(context.folder)
+    return summary | {"line": "; ".join([summary["line"], *warnings]), "warnings": warnings}
 
 
 def intact(context: Context) -> bool:

@@ -11,7 +11,7 @@ from variegate.backends.base import resolve_backend
 from variegate.backends.diffusion import DiffusionBackend
 from variegate.recipe import BackendSection
 from variegate.stages.dataset.meadow import make_meadow
-from variegate.stages.generate.class_masks import object_mask, otsu_threshold
+from variegate.stages.generate.class_masks import FOUND, object_mask, otsu_threshold, separability
 
 
 def overlap(found: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -33,6 +33,7 @@ def test_the_starter_finds_the_butterflies_of_a_meadow() -> None:
     shares = overlap(np.stack(found), meadow.masks)
     assert shares.mean() > 0.7 and shares.min() > 0.5
     assert shares.mean() > overlap(np.stack(coarse), meadow.masks).mean() + 0.05
+    assert np.median([separability(one) for one in differences]) > FOUND
 
 
 def test_what_both_prompts_say_leaves_no_difference(tiny_sd: Path) -> None:
@@ -79,3 +80,12 @@ def test_a_threshold_lies_between_two_groups_whatever_their_scale() -> None:
     values = np.concatenate([rng.normal(2, 0.3, 900), rng.normal(5, 0.3, 100)])
     assert 2.9 < otsu_threshold(values) < 4.1
     assert otsu_threshold(1000 * values) == pytest.approx(1000 * otsu_threshold(values), rel=0.02)
+
+
+def test_separability_tells_two_parts_from_a_bell_whatever_their_scale() -> None:
+    rng = np.random.default_rng(1)
+    bell = np.exp(rng.normal(0, 0.5, (64, 64)))
+    parts = np.where(rng.random((64, 64)) < 0.3, 4.0, 1.0) * np.exp(rng.normal(0, 0.2, (64, 64)))
+    assert separability(bell) == pytest.approx(2 / np.pi, abs=0.03)
+    assert separability(parts) > 0.9 and separability(1e-3 * parts) == pytest.approx(separability(parts))
+    assert separability(np.zeros((8, 8))) == separability(np.ones((8, 8))) == 0.0
