@@ -66,3 +66,12 @@ def test_other_errors_are_not_the_interrupts_doing() -> None:
     error.__cause__ = OSError("8")
     assert not is_from_ctrl_c(error)
     assert is_from_ctrl_c(KeyboardInterrupt())
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_errors(closed: str) -> None:
+    found = subprocess.run(
+        f"{sys.executable} -m variegate recipes ls {closed}", shell=True, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert ("da-fusion" in found.stdout) == (closed == "2>&-")
