@@ -246,17 +246,17 @@ def test_a_setting_that_changes_nothing_is_told_with_the_reason(name: str, key: 
 @pytest.mark.parametrize(
     ("overrides", "mask"),
     [
-        ([], ("background", "model", True)),
-        (["generate.method=ti-aug"], ("background", "model", True)),
-        (["generate.mask=none"], ("none", "data", False)),
-        (["generate.method=diff-gen"], ("none", "data", False)),
-        (["generate.method=diff-mix"], ("none", "data", False)),
-        (["generate.mask=object", "generate.method=diff-mix"], ("object", "model", True)),
+        ([], ("background", "model", True, -0.016)),
+        (["generate.method=ti-aug"], ("background", "model", True, -0.016)),
+        (["generate.mask=none"], ("none", "data", False, 0.0)),
+        (["generate.method=diff-gen"], ("none", "data", False, 0.0)),
+        (["generate.method=diff-mix"], ("none", "data", False, 0.0)),
+        (["generate.mask=object", "generate.method=diff-mix"], ("object", "model", True, 0.0)),
     ],
 )
 def test_an_override_that_has_no_use_for_masks_takes_the_recipes_own_along(overrides: list[str], mask: tuple) -> None:
     found = load_recipe("variegate", overrides).generate
-    assert (found.mask, found.mask_from, found.mask_paste) == mask
+    assert (found.mask, found.mask_from, found.mask_paste, found.mask_grow) == mask
 
 
 def test_other_prompts_stand_before_the_recipes_own_text_of_backgrounds() -> None:
