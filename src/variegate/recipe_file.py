@@ -273,7 +273,8 @@ def _apply_overrides(values: dict, overrides: Iterable[str], origins: dict[str, 
 
 def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
     """An override takes the recipe's own mask keys along where it leaves them nothing to do: generate.mask=none or object (what
-    errs inwards for a background leaves a rim of the object), a generate.method that has no use for the mask, or a prompts.method, whose prompts mask_text would stand before."""
+    errs inwards for a background leaves a rim of the object), a generate.method that has no use for the mask, or a
+    prompts.method, whose prompts mask_text would stand before."""
     generate = values.get("generate")
     if not isinstance(generate, dict):
         return
@@ -282,7 +283,9 @@ def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
     is_used = method.endswith("-aug") or (method.endswith("-mix") and mask == "object")
     idle: list[str] = []
     if "mask" in given:
-        idle = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text", "mask_grow"]}.get(str(mask), [])
+        idle = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text", "mask_grow"]}.get(
+            str(mask), []
+        )
     elif "method" in given and not is_used:
         idle = [key for key in own if key.startswith("mask")]
     if origins.get("prompts.method", "").startswith("--set"):  # other prompts are asked for
