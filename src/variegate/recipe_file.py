@@ -283,9 +283,8 @@ def _drop_masks(values: dict, origins: Mapping[str, str]) -> None:
     is_used = method.endswith("-aug") or (method.endswith("-mix") and mask == "object")
     idle: list[str] = []
     if "mask" in given:
-        idle = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text", "mask_grow"]}.get(
-            str(mask), []
-        )
+        of_others = {"none": [key for key in own if key.startswith("mask_")], "object": ["mask_text", "mask_grow"]}
+        idle = of_others.get(str(mask), [])
     elif "method" in given and not is_used:
         idle = [key for key in own if key.startswith("mask")]
     if origins.get("prompts.method", "").startswith("--set"):  # other prompts are asked for
