@@ -381,9 +381,7 @@ class GenerateSection(Section):
     mask_text: str | None = (
         None  # what a repainted background is drawn from, such as "a photo, {environment}"; null: prompts
     )
-    mask_grow: float = Field(
-        0.0, ge=-0.5, le=0.5
-    )  # the object's mask, each side, share of the edge; below 0 it shrinks
+    mask_grow: float = Field(0.0, ge=-0.5, le=0.5)  # the object's mask, each side, as a share of the edge; < 0 shrinks
     mask_paste: bool = False  # true: what is not repainted is the source's own pixels, with a soft seam
     source_by: Literal["class", "image"] = "class"  # mix: draw sources uniformly over classes, or over images
     referring: int | None = Field(None, ge=1)  # mix: images of a class move to so many other classes only; null: to all
