@@ -93,7 +93,7 @@ def test_the_meadows_butterflies_stay_where_their_background_is_repainted(tmp_pa
 def test_the_page_shows_what_masks_keep(mask_from: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     own = (*DRAW, "generate.method=real-aug", "generate.strength=1.0", "generate.mask=background", f"generate.mask_from={mask_from}",
-           "generate.mask_paste=true", "dataset.meadow.n_species=2", "dataset.meadow.n_per_species=2")  # fmt: skip
+           "generate.mask_paste=true", "generate.mask_grow=0", "dataset.meadow.n_species=2", "dataset.meadow.n_per_species=2")  # fmt: skip
     assert variegate("generate", "builtin:meadow", *settings(*own), "--out", out).status == 0
     assert variegate("report", out).status == 0
     page = (out / "report.html").read_text()
