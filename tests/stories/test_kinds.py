@@ -14,7 +14,8 @@ from driving import PLAIN_ARGUMENTS, picture, settings, variegate
 from PIL import Image
 from tiny_models import tiny_edit, tiny_inpaint  # noqa: F401 - fixtures
 
-from variegate.store import class_slug
+from variegate.stages.generate.class_masks import SEPARABILITY
+from variegate.store import RunFolder, class_slug
 
 EDGE = 32
 DRAW = ("backend.steps=3", "backend.guidance_scale=3", "backend.dtype=fp32", "adapt.method=none", "generate.per_real=1")
@@ -122,6 +123,13 @@ def test_masks_that_are_guesses_are_called_so(table: Path, tmp_path: Path) -> No
     assert "masks are guesses" in (tmp_path / "run/report.html").read_text()
     again = variegate("generate", table, *settings(*own), "--out", tmp_path / "run")
     assert again.status == 0 and "already done" in again.err, again.text
+    stopped = tmp_path / "stopped"
+    with RunFolder.create(stopped) as folder:
+        folder.set_meta(SEPARABILITY, "0.6")  # as where it was stopped before it drew, and its recipe was changed
+    said = variegate(
+        "generate", table, *settings(*own, "generate.mask=none", "generate.mask_from=data"), "--out", stopped
+    )
+    assert said.status == 0 and "masks are guesses" not in said.text, said.text
     meadow = settings(*own[:-1], "prompts.text=a photo of a {name} {description}", "dataset.meadow.n_per_species=1")
     said = variegate("generate", "builtin:meadow", *meadow, "--out", tmp_path / "meadow")
     assert said.status == 0 and "masks are guesses" not in said.text, said.text

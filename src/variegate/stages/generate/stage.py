@@ -76,7 +76,9 @@ def run(context: Context) -> dict[str, Any]:
         label = context.recipe.train.label
         write_metadata(context.folder, gamma=label.gamma, kappa=label.kappa)
         write_card(context.folder, context.recipe)
-    summary, warnings = summarise(context.folder, spec, drawn, seconds), class_masks.mask_warnings(context.folder)
+    summary = summarise(context.folder, spec, drawn, seconds)
+    # masks may be there from before the recipe was changed
+    warnings = class_masks.mask_warnings(context.folder) if context.recipe.generate.mask_from == "model" else []
     return summary | {"line": "; ".join([summary["line"], *warnings]), "warnings": warnings}
 
 
